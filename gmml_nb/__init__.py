@@ -1,0 +1,1 @@
+"Self-supervised pretraining of vision transformers by Group Masked Model Learning."
