@@ -1,0 +1,5 @@
+"Everything public, in one import: `from gmml_nb.all import *`. fastai's names come along, for metrics and callbacks."
+from fastai.vision.all import *
+from .vit import *
+from .decoder import *
+from .loss import *
