@@ -14,8 +14,7 @@ setup(
     long_description_content_type='text/markdown',
     author=cfg['author'],
     keywords=cfg['keywords'].split(),
-    license=cfg['license'],
-    license_files=['LICENSE'],
+    license_expression=cfg['license'],
     classifiers=[
         'Development Status :: 3 - Alpha',
         'Intended Audience :: Developers',

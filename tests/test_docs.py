@@ -1,0 +1,99 @@
+"The docs site, built without Quarto: every page of the sidebar, every link alive, no cell error"
+import subprocess, sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+import pytest, yaml
+from common import NAMES, ROOT
+from nbdev.config import nbpath2html
+
+pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
+
+
+class Page(HTMLParser):
+    "Links, pictures and ids of a page"
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.images = set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs.get('id'), attrs.get('name')} - {None}
+        if tag in ('a', 'link') and attrs.get('href'): self.links.append(attrs['href'])
+        if tag in ('img', 'script') and attrs.get('src'): self.images.append(attrs['src'])
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp('docs')/'site'
+    r = subprocess.run([sys.executable, '-W', 'default', str(ROOT/'tools/docs.py'), '--engine', 'smalldocs', '--out', str(out)], cwd=ROOT,
+                       capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert r.returncode == 0, r.stdout + r.stderr
+    return out, r.stdout + r.stderr
+
+
+@pytest.fixture(scope='module')
+def pages(built): return {p: Page(p.read_text(encoding='utf-8')) for p in built[0].rglob('*.html')}
+
+
+def sidebar():
+    "Notebooks in the sidebar of _quarto.yml, in order"
+    found = []
+    def walk(o):
+        if isinstance(o, list): [walk(i) for i in o]
+        elif isinstance(o, dict): [found.append(v) if k == 'href' else walk(v) for k,v in o.items()]
+        elif isinstance(o, str) and o.endswith('.ipynb'): found.append(o)
+    walk(yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['sidebar']['contents'])
+    return found
+
+
+def test_sidebar_has_every_notebook_once(): assert sorted(sidebar()) == sorted(NAMES)
+
+
+def test_link_to_the_settings():
+    link = ROOT/'nbs/_quarto.yml'
+    assert link.is_symlink() and link.readlink() == Path('../_quarto.yml')
+
+
+def test_every_page_of_the_sidebar(built):
+    missing = [n for n in sidebar() if not (built[0]/nbpath2html(n)).exists()]
+    assert not missing
+
+
+def test_sidebar_is_on_the_pages(built, pages):
+    home = [(built[0]/unquote(urlsplit(o).path)).resolve() for o in pages[built[0]/'index.html'].links]
+    assert all(built[0]/nbpath2html(n) in home for n in sidebar())
+
+
+def test_links_are_alive(built, pages):
+    dead, ours = [], 'https://gmml-nb.github.io/gmml_nb/'
+    for p,page in pages.items():
+        for link in page.links + page.images:
+            o = urlsplit(link)
+            if o.scheme and not link.startswith(ours) or o.netloc and not link.startswith(ours): continue
+            to = built[0]/unquote(link[len(ours):].split('#')[0]) if link.startswith(ours) else p.parent/unquote(o.path) if o.path else p
+            to = to.resolve()
+            if to.is_dir(): to = to/'index.html'
+            where = f'{p.relative_to(built[0])}: {link}'
+            if not to.exists(): dead.append(where)
+            elif o.fragment and to in pages and unquote(o.fragment) not in pages[to].ids: dead.append(where)
+    assert not dead, '\n'.join(sorted(set(dead)))
+
+
+def test_no_error_on_a_page(built):
+    bad = [p.name for p in built[0].rglob('*.html') for o in ('cell-output-error', 'Traceback (most recent call last)') if o in p.read_text()]
+    assert not bad
+
+
+def test_imports_have_cells_of_their_own(built): assert 'cells containing imports and other code' not in built[1]
+
+
+def test_exported_names_are_documented(pages):
+    by_name = {p.name: page for p,page in pages.items()}
+    from gmml_nb._modidx import d
+    for mod,syms in d['syms'].items():
+        page = by_name[f"{mod.split('.')[-1]}.html"]
+        names = [s.removeprefix(f'{mod}.') for s in syms]
+        top = [n.lower() for n in names if '.' not in n and not n.startswith('_')]
+        assert not [n for n in top if n not in page.ids], mod

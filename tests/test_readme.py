@@ -1,0 +1,45 @@
+"README.md is what `make readme` writes from nbs/index.ipynb"
+import re
+from common import ROOT
+import readme
+
+
+def test_readme_is_the_notebook():
+    differ = readme.differences(*readme.render())
+    assert not differ, f'{differ} differ from nbs/index.ipynb: run `make readme` and commit'
+
+
+def test_a_changed_readme_is_noticed(tmp_path):
+    text, pictures = readme.render()
+    (tmp_path/'README.md').write_text(text + 'by hand\n')
+    assert 'README.md' in readme.differences(text, pictures, tmp_path)
+    (tmp_path/'README.md').write_text(text)
+    (tmp_path/'README_files').mkdir()
+    for n,b in pictures.items(): (tmp_path/n).write_bytes(b)
+    assert readme.differences(text, pictures, tmp_path) == []
+    (tmp_path/'README_files/stale.png').write_bytes(b'')
+    assert readme.differences(text, pictures, tmp_path) == ['README_files/stale.png']
+
+
+def test_the_two_commands_come_first():
+    head = '\n'.join((ROOT/'README.md').read_text().splitlines()[:25])
+    assert 'make demo' in head and 'make test' in head
+
+
+def test_links_and_pictures_exist():
+    text = (ROOT/'README.md').read_text()
+    links = re.findall(r'\]\(([^)\s]+)\)', text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    missing = [o for o in links if not re.match(r'https?:|#|data:', o) and not (ROOT/o.split('#')[0]).exists()]
+    assert not missing
+
+
+def test_directives_hide_what_they_say():
+    from nbformat.v4 import new_code_cell, new_output
+    out = [new_output('stream', text='shown\n')]
+    assert readme.shown(new_code_cell('#| hide\n1', outputs=out)) is None
+    assert readme.shown(new_code_cell('#| default_exp data')) is None
+    assert readme.shown(new_code_cell('#| include: false\n1', outputs=out)) is None
+    cell = readme.shown(new_code_cell('#| eval: false\nf(1)'))
+    assert cell.source == 'f(1)'
+    cell = readme.shown(new_code_cell('#| echo: false\nf(1)', outputs=out))
+    assert cell.metadata.transient.remove_source and cell.outputs
