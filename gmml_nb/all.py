@@ -1,5 +1,7 @@
 "Everything public, in one import: `from gmml_nb.all import *`. fastai's names come along, for metrics and callbacks."
 from fastai.vision.all import *
+from .data import *
+from .corruption import *
 from .vit import *
 from .decoder import *
 from .loss import *

@@ -14,7 +14,7 @@ def default_exp(nb): return next((d['default_exp'] for c in nb.cells if 'default
 @notebook
 def test_outputs(path):
     nb = nbformat.read(path, as_version=4)
-    runs = [c for c in nb.cells if c.cell_type == 'code' and c.source.strip() and not directives(c).keys() & {'export', 'eval', 'default_exp', 'hide'}]
+    runs = [c for c in nb.cells if c.cell_type == 'code' and c.source.strip() and not directives(c).keys() & {'export', 'exports', 'exporti', 'eval', 'default_exp', 'hide'}]
     outputs = [o for c in nb.cells if c.cell_type == 'code' for o in c.outputs]
     assert outputs or not runs, 'committed without outputs: run `nbdev-test --save`'
     assert not [o for o in outputs if o.output_type == 'error'], 'committed with an error'
