@@ -1,4 +1,4 @@
-"""A light head from tokens back to pixels
+"""A light head from tokens back to pixels, and the autoencoder that it completes
 
 Docs: https://gmml-nb.github.io/gmml_nb/decoder.html.md"""
 
@@ -11,21 +11,22 @@ __all__ = ['PointwiseDecoder', 'GMMLAutoencoder']
 import torch
 from torch import nn
 
-# %% ../nbs/30_decoder.ipynb #02be1e31
+# %% ../nbs/30_decoder.ipynb #547d1945
 class PointwiseDecoder(nn.Sequential):
-    "Pointwise convolutions, an activation after each, and one transposed convolution from patches to pixels"
+    "Pointwise convolutions, an activation after each, and a transposed convolution from tokens to patches"
     def __init__(self,
-        dim:int,       # Width d of the tokens
-        in_chans:int,  # Channels of the images
-        patch_size,    # Pixels: a number or (ph, pw)
-        n_layers:int=2, # Pointwise convolutions
-        act=nn.ReLU,   # Activation after each of them
+        dim:int,        # Width d of the tokens
+        in_chans:int,   # Channels of the images
+        patch_size,     # Pixels: a number or (ph, pw)
+        n_layers:int=2, # Pointwise convolutions, 0 or more: 2 in the paper, 3 in the authors' code
+        act=nn.ReLU,    # Activation after each of them: nn.ReLU in the paper, nn.GELU in the authors' code
     ):
+        if n_layers < 0: raise ValueError(f'n_layers={n_layers}: give 0 or more')
         layers = []
         for _ in range(n_layers): layers += [nn.Conv2d(dim, dim, 1), act()]
         super().__init__(*layers, nn.ConvTranspose2d(dim, in_chans, patch_size, stride=patch_size))
 
-# %% ../nbs/30_decoder.ipynb #83b2c446
+# %% ../nbs/30_decoder.ipynb #2dee12a9
 class GMMLAutoencoder(nn.Module):
     "From corrupted images to reconstructed ones"
     def __init__(self,
@@ -36,6 +37,6 @@ class GMMLAutoencoder(nn.Module):
         self.encoder,self.decoder = encoder,decoder
 
     def forward(self,
-        x:torch.Tensor, # Corrupted images (bs, C, H, W)
+        x:torch.Tensor, # Corrupted images (bs, C, H, W), normalised
     ) -> torch.Tensor:  # Reconstruction (bs, C, H, W)
         return self.decoder(self.encoder(x))

@@ -11,11 +11,11 @@ __all__ = ['check_masked', 'masked_error', 'MaskedL1Loss', 'MaskedMSELoss']
 import torch
 from torch import nn
 
-# %% ../nbs/40_loss.ipynb #0c60929f
+# %% ../nbs/40_loss.ipynb #8188111c
 def check_masked(
     pred:torch.Tensor,   # Reconstruction (bs, C, H, W)
     target:torch.Tensor, # Clean images (bs, C, H, W)
-    mask:torch.Tensor,   # bool, (bs, 1, H, W) or another shape that broadcasts
+    mask:torch.Tensor,   # bool, (bs, 1, H, W) or another shape of as many dimensions that broadcasts
 ):
     "Raise a `ValueError` unless the three fit together"
     p,t,m = (tuple(o.shape) for o in (pred, target, mask))
@@ -24,22 +24,22 @@ def check_masked(
     if len(m) != len(p) or any(a not in (1, b) for a,b in zip(m, p)):
         raise ValueError(f'mask of shape {m} does not fit images of shape {p}: give {(p[0], 1, *p[2:])}')
 
-# %% ../nbs/40_loss.ipynb #419a1eda
+# %% ../nbs/40_loss.ipynb #b4168c15
 def masked_error(
-    pred:torch.Tensor,   # Reconstruction (bs, C, H, W), any float dtype
-    target:torch.Tensor, # Clean images (bs, C, H, W)
-    mask:torch.Tensor,   # bool (bs, 1, H, W) or broadcastable, True = corrupted
-    err,                 # Elementwise error of a difference, such as `torch.abs`
+    pred:torch.Tensor,    # Reconstruction (bs, C, H, W), any float dtype
+    target:torch.Tensor,  # Clean images (bs, C, H, W)
+    mask:torch.Tensor,    # bool (bs, 1, H, W) or broadcastable, True = corrupted
+    err,                  # Error of each difference, 0 at 0, such as `torch.abs`
     reduction:str='mean', # 'sum', 'mean' (per corrupted element) or 'none' (mean of each image)
-) -> torch.Tensor:       # Scalar, or (bs,) for 'none'; fp32, or fp64 where an input is
+) -> torch.Tensor:        # Scalar, or (bs,) for 'none'; fp32, or fp64 if an input is
     "Error of the corrupted elements: equation (1)"
-    pred,target,mask = (o.as_subclass(torch.Tensor) for o in (pred, target, mask))
+    pred,target,mask = (o if type(o) is torch.Tensor else o.as_subclass(torch.Tensor) for o in (pred, target, mask))
     check_masked(pred, target, mask)
     if reduction not in ('mean', 'sum', 'none'):
         raise ValueError(f"reduction={reduction!r}: give 'mean', 'sum' or 'none'")
     dt = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
     diff = torch.where(mask, pred.to(dt) - target.to(dt), 0.)
-    o,n = err(diff).flatten(1).sum(1), mask.expand_as(pred).flatten(1).sum(1) # (bs,)
+    o,n = err(diff).flatten(1).sum(1), mask.expand_as(pred).flatten(1).sum(1) # (bs,), (bs,)
     if reduction == 'none': return o / n.clamp(min=1)
     return o.sum() if reduction == 'sum' else o.sum() / n.sum().clamp(min=1)
 
@@ -55,7 +55,7 @@ class MaskedL1Loss(nn.Module):
     def forward(self, pred, target, mask): return masked_error(pred, target, mask, self.err, self.reduction)
     def extra_repr(self): return f'reduction={self.reduction!r}'
 
-# %% ../nbs/40_loss.ipynb #10b6f746
+# %% ../nbs/40_loss.ipynb #62057cf0
 class MaskedMSELoss(MaskedL1Loss):
-    "The same with (x - x̄)²"
+    "Mean or sum of (x - x̄)² over the corrupted elements"
     err = staticmethod(torch.square)

@@ -51,7 +51,7 @@ def resolve_arch(
         return cfg['architecture'], cfg.get('model_args') or {}
     if timm.is_model(arch): return arch, {}
     names = timm.list_models(module='vision_transformer') + timm.list_models(module='deit')
-    near = difflib.get_close_matches(arch.split('.')[0], names, 4)
+    near = difflib.get_close_matches(arch.split('.')[0], names, 4, .5)
     raise ValueError(f'timm has no architecture {arch!r}. ' + (f'The nearest: {", ".join(near)}' if near else
                      "timm.list_models('vit*') lists architectures that will do"))
 
