@@ -6,13 +6,13 @@
 __all__ = ['IMAGE_SUFFIXES', 'DATASETS', 'AUGMENTS', 'image_files', 'plain_image', 'read_image', 'to_pil', 'from_pil',
            'fit_image', 'fit_batch', 'as_images', 'image_moments', 'stats_of', 'in_threads', 'decode_files',
            'free_memory', 'class_order', 'Labelled', 'DatasetSpec', 'read_idx', 'get_dataset', 'ImageSet', 'ImageDL',
-           'ImageLoaders', 'draw_crops', 'crop_resize', 'random_resized_crop', 'random_flip', 'shift_hue',
-           'color_jitter', 'gaussian_blur', 'pretrain_dls', 'Augment', 'own_seeds', 'LabelledSet', 'finetune_dls']
+           'ImageLoaders', 'pretrain_dls', 'Augment', 'own_seeds', 'LabelledSet', 'finetune_dls', 'draw_crops',
+           'crop_resize', 'random_resized_crop', 'random_flip', 'shift_hue', 'color_jitter', 'gaussian_blur']
 
 # %% ../nbs/00_data.ipynb #c056a9c5
 import difflib, gzip, math, os, random, warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -20,15 +20,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.external import URLs, untar_data
+from fastai.data.transforms import Category
 from fastai.distributed import DistributedDL
 from fastai.torch_core import TensorCategory, TensorImage, apply, default_device, find_bs, to_cpu
 from fastai.torch_core import to_detach as detach
-from fastai.data.transforms import Category
 from fastai.vision.core import show_image
 from fastai.vision.data import get_grid
 from fastcore.basics import chunked, patch
 from fastprogress.fastprogress import progress_bar
 from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 
 # %% ../nbs/00_data.ipynb #ea40be2f
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm',
@@ -36,22 +38,22 @@ IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.gif', '.tif', '.ti
 
 # %% ../nbs/00_data.ipynb #01cee357
 def image_files(
-    folder: str | Path, # searched with all its subfolders; hidden files and folders are passed over
-) -> list[str]: # paths, sorted, so that an index means the same image on every machine
-    "Every file below `folder` whose suffix is that of an image"
+    folder: str | Path, # searched with all its subfolders; names that begin with a dot are passed over
+) -> list[str]: # paths, sorted
+    "Every file below `folder` with the suffix of an image"
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise ValueError(f"no such folder: {folder}")
     res = []
     for d, subs, names in os.walk(folder, followlinks=True):
-        subs[:] = sorted(o for o in subs if not o.startswith('.'))
+        subs[:] = [o for o in subs if not o.startswith('.')]
         res += [os.path.join(d, o) for o in names
                 if not o.startswith('.') and os.path.splitext(o)[1].lower() in IMAGE_SUFFIXES]
     if not res: raise ValueError(f"no images below {folder}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     return sorted(res)
 
-# %% ../nbs/00_data.ipynb #5790ca67
+# %% ../nbs/00_data.ipynb #3e44ebc1
 def _to_8bit(img):
-    "16-bit and float images to 8 bit; other modes as they are"
+    "Deep images scaled to 8 bits; the others as they are"
     if img.mode.startswith('I'):
         a = np.asarray(img).astype(np.int64)
         deep = img.mode.startswith('I;16') or a.max(initial=0) > 255
@@ -77,157 +79,158 @@ def plain_image(
 def read_image(
     path: str | Path, # a file of any format that Pillow opens
     in_chans: int = 3, # 1: grey, 3: RGB
-    hint: int | None = None, # px that will be needed of the shorter side: JPEGs then decode at 1/2, 1/4 or 1/8
+    short: int | None = None, # px; the shorter side is brought down to this if it is longer
 ) -> Image.Image: # mode 'L' or 'RGB', upright, fully decoded
     "Read one image, upright by its EXIF tag, as grey or RGB"
     with Image.open(path) as img:
-        if hint: img.draft({1: 'L', 3: 'RGB'}[in_chans], (2*hint, 2*hint))
+        if short: img.draft({1: 'L', 3: 'RGB'}[in_chans], (short, short)) # JPEG: decode at 1/2, 1/4 or 1/8 where enough
         img.load()
-        return plain_image(ImageOps.exif_transpose(img), in_chans)
+        img = plain_image(ImageOps.exif_transpose(img), in_chans)
+    w, h = img.size
+    if not short or min(w, h) <= short: return img
+    s = short/min(w, h)
+    return img.resize((max(short, round(w*s)), max(short, round(h*s))), Image.Resampling.BICUBIC)
 
-# %% ../nbs/00_data.ipynb #df3c3b73
+# %% ../nbs/00_data.ipynb #4d6cc0b1
 def _as_float(x): return x.float()/255 if x.dtype == torch.uint8 else x.float()
 def _as_8bit(x): return x if x.dtype == torch.uint8 else (x*255).round().to(torch.uint8)
 
 def to_pil(
     x: np.ndarray | torch.Tensor, # uint8 (C,H,W), C 1 or 3
-) -> Image.Image:
-    "A Pillow image of the pixels of `x`"
+) -> Image.Image: # mode 'L' or 'RGB'
+    "The Pillow image of a tensor"
     x = np.asarray(x)
     return Image.fromarray(x[0] if len(x) == 1 else np.ascontiguousarray(x.transpose(1, 2, 0)))
 
 def from_pil(
-    img: Image.Image, # mode L or RGB
+    img: Image.Image, # mode 'L' or 'RGB'
 ) -> np.ndarray: # uint8 (C,H,W)
     "The pixels of a Pillow image, channels first"
     a = np.asarray(img)
     return a[None] if a.ndim == 2 else a.transpose(2, 0, 1)
 
-# %% ../nbs/00_data.ipynb #e9cf02b6
+# %% ../nbs/00_data.ipynb #dfea67f9
 def fit_image(
-    img: Image.Image, # any size
+    img: Image.Image, # of any size
     size: tuple[int, int], # (H, W)
 ) -> Image.Image: # H x W
     "Resize until the shorter side fits and cut the middle out (bicubic, antialiased)"
     h, w = size
     return img if img.size == (w, h) else ImageOps.fit(img, (w, h), Image.Resampling.BICUBIC)
 
-# %% ../nbs/00_data.ipynb #4d6cc0b1
+# %% ../nbs/00_data.ipynb #4fa93a8b
 def fit_batch(
-    x: torch.Tensor, # (bs,C,H,W), uint8 or float
+    x: torch.Tensor, # (bs,C,h,w), uint8 or float in [0,1]
     size: tuple[int, int], # (H, W)
-) -> torch.Tensor: # (bs,C,*size), same dtype
+) -> torch.Tensor: # (bs,C,H,W), same dtype
     "`fit_image` for tensors of any number of channels"
     (h, w), (H, W) = x.shape[-2:], size
     if (h, w) == (H, W): return x
     s = min(h/H, w/W)
-    ch, cw = min(h, round(H*s)), min(w, round(W*s))
-    x, dtype = x[..., (h-ch)//2:(h-ch)//2+ch, (w-cw)//2:(w-cw)//2+cw], x.dtype
+    ch, cw = min(h, max(1, round(H*s))), min(w, max(1, round(W*s)))
+    x = x[..., (h-ch)//2:(h-ch)//2+ch, (w-cw)//2:(w-cw)//2+cw]
     f = lambda o: F.interpolate(o.float(), size, mode='bicubic', antialias=True, align_corners=False)
-    if dtype != torch.uint8: return f(x).clamp(0, 1).to(dtype)
-    return torch.cat([f(o).round().clamp(0, 255).to(dtype) for o in x.split(1024)])
+    if x.dtype != torch.uint8: return f(x).clamp(0, 1)
+    return torch.cat([f(o).round().clamp(0, 255).to(x.dtype) for o in x.split(1024)])
 
-# %% ../nbs/00_data.ipynb #3537d6b2
+# %% ../nbs/00_data.ipynb #288b9f60
 def as_images(
     a: np.ndarray | torch.Tensor, # (n,H,W), (n,H,W,C) or (n,C,H,W); uint8, or float in [0,1]
 ) -> torch.Tensor: # (n,C,H,W), uint8 or float32
-    "Images in an array, channels first; the shorter of the first and last axis of an image is taken for the channels"
-    x = a.detach().cpu() if isinstance(a, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(a))
+    "Images in an array, channels first"
+    x = a.detach().cpu() if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a))
+    if x.ndim not in (3, 4): raise ValueError(f"an array of images is (n,H,W), (n,H,W,C) or (n,C,H,W); this is {tuple(x.shape)}")
+    if not x.numel(): raise ValueError(f"an array without images: {tuple(x.shape)}")
     if x.ndim == 3: x = x[:, None]
-    elif x.ndim == 4:
-        if x.shape[-1] < x.shape[1]: x = x.permute(0, 3, 1, 2)
-    else: raise ValueError(f"an array of images is (n,H,W), (n,H,W,C) or (n,C,H,W); this one is {tuple(x.shape)}")
-    if not len(x): raise ValueError("an array of 0 images")
+    elif x.shape[-1] < x.shape[1]: x = x.permute(0, 3, 1, 2)
     if x.dtype == torch.uint8: return x.contiguous()
-    if not x.is_floating_point(): raise ValueError(f"images are uint8, or float in [0,1]; got {x.dtype}: scale them first")
+    if not x.is_floating_point(): raise ValueError(f"images are uint8, or float in [0,1]; these are {x.dtype}: scale them first")
     lo, hi = x.min().item(), x.max().item()
-    if not (0 <= lo and hi <= 1): raise ValueError(f"float images must be in [0,1]; these reach from {lo:.4g} to {hi:.4g}")
+    if not (0 <= lo and hi <= 1): raise ValueError(f"float images lie in [0,1]; these go from {lo:.4g} to {hi:.4g}: scale them first")
     return x.float().contiguous()
 
-# %% ../nbs/00_data.ipynb #dfea67f9
+# %% ../nbs/00_data.ipynb #1f720b0d
 def image_moments(
-    x: torch.Tensor, # (n,C,H,W) uint8 or float in [0,1]
-) -> torch.Tensor: # (n,C,2) float64: mean and mean square of each image and channel, in [0,1] units
-    "Mean and mean square of each image, from which the statistics of any subset follow"
+    x: torch.Tensor, # (n,C,H,W) uint8, or float in [0,1]
+) -> torch.Tensor: # (n,C,2) float64: mean and mean square, in [0,1] units
+    "Mean and mean square of each channel of each image"
     scale = 255. if x.dtype == torch.uint8 else 1.
     f = lambda o: torch.stack([o.mean((-2, -1)), (o*o).mean((-2, -1))], -1)
     return torch.cat([f(o.double()/scale) for o in x.split(256)])
 
-# %% ../nbs/00_data.ipynb #4fa93a8b
+# %% ../nbs/00_data.ipynb #d8662e28
 def stats_of(
     moments: torch.Tensor, # (n,C,2) as `image_moments` gives them
 ) -> tuple[torch.Tensor, torch.Tensor]: # mean (C,) and standard deviation (C,), float32
-    "Mean and standard deviation of each channel; a channel that never varies gets 1, and nothing is divided by 0"
+    "Mean and standard deviation of each channel; a channel that never varies gets 1, so that nothing is divided by 0"
     mean, sq = moments.double().mean(0).unbind(-1)
     std = (sq - mean**2).clamp(min=0).sqrt()
     flat = std < 1e-6
-    if flat.any(): warnings.warn(f"channel {flat.nonzero().flatten().tolist()} is constant: its std is taken as 1")
+    if flat.any(): warnings.warn(f"channel {flat.nonzero().flatten().tolist()} is constant: its standard deviation is taken as 1")
     return mean.float(), torch.where(flat, 1., std).float()
 
+# %% ../nbs/00_data.ipynb #08452791
 def _check_stats(stats, c):
     m, s = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in stats)
-    if len(m) != c or len(s) != c: raise ValueError(f"stats=(mean, std) of {len(m)} and {len(s)} channels; images have {c}")
+    if len(m) != c or len(s) != c: raise ValueError(f"stats=(mean, std) for {len(m)} and {len(s)} channels; the images have {c}")
     if not (s > 0).all(): raise ValueError(f"stats: a standard deviation must be above 0; got {s.tolist()}")
     return m, s
 
-# %% ../nbs/00_data.ipynb #539774a4
-def _threads(): return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))
+# %% ../nbs/00_data.ipynb #bfb55f1a
+def _threads(): return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1))
 
 def in_threads(
-    f, # function of one item; Pillow lets other threads run while it decodes
+    f, # function of one item
     items, # a list
-) -> list: # f of each, in order
-    "Map over a list in threads"
-    if len(items) < 2: return [f(o) for o in items]
+) -> list: # of f(item), in order
+    "Map a function over a list in threads; in a loader's worker process, one by one"
+    if len(items) < 2 or torch.utils.data.get_worker_info(): return [f(o) for o in items]
     with ThreadPoolExecutor(_threads()) as ex: return list(ex.map(f, items))
 
+# %% ../nbs/00_data.ipynb #2936b0fc
 def _reason(path, e):
     if not os.path.exists(path): return 'no such file'
     if os.path.getsize(path) == 0: return 'zero bytes'
-    if isinstance(e, Image.UnidentifiedImageError): return 'not an image'
-    return f'{type(e).__name__}: {e}'
+    return 'not an image' if isinstance(e, Image.UnidentifiedImageError) else f'{type(e).__name__}: {e}'
 
-# %% ../nbs/00_data.ipynb #288b9f60
 def _report(bad, on_error, n):
     "One report of all unreadable files: an error, or a warning when they are to be skipped"
     if not bad: return
-    lines = '\n'.join(f'  {p} ({r})' for p, r in bad[:10])
-    more = f'\n  and {len(bad)-10} more' if len(bad) > 10 else ''
-    msg = f"{len(bad)} of {n} images cannot be read:\n{lines}{more}"
-    if on_error == 'raise': raise ValueError(msg + "\nRemove or replace them, or pass on_error='skip' to go on without them.")
-    if len(bad) == n: raise ValueError(msg + "\nNone is left.")
-    warnings.warn(msg + "\nThey are left out.")
+    lines = ''.join(f'\n  {p} ({r})' for p, r in bad[:10]) + (f'\n  and {len(bad)-10} more' if len(bad) > 10 else '')
+    msg = f"{len(bad)} of {n} images cannot be read:{lines}\n"
+    if on_error == 'raise': raise ValueError(msg + "Replace or remove them, or pass on_error='skip' to go on without them")
+    if len(bad) == n: raise ValueError(msg + "None is left")
+    warnings.warn(msg + "They are left out")
 
-# %% ../nbs/00_data.ipynb #a0225093
+# %% ../nbs/00_data.ipynb #4342cc28
 def decode_files(
     files: list, # paths
     size: tuple[int, int], # (H, W) that each is fitted to
     in_chans: int = 3, # 1 or 3
-    keep: bool = True, # return the pixels too, not the statistics only
-    on_error: str = 'raise', # 'raise' a ValueError naming the unreadable ones, or 'skip' them with a warning
-) -> tuple: # pixels (n,C,H,W) uint8 or None, moments (n,C,2), indices of the readable files
-    "Decode every file once, in threads: finds the broken ones, measures the rest, keeps the pixels if asked"
+    keep: str | None = 'fitted', # pixels to return: 'fitted' to `size`, 'wide' (shorter side at most twice `size`), or None
+    on_error: str = 'raise', # 'raise' a ValueError that names the unreadable ones, or 'skip' them with a warning
+) -> tuple: # pixels ((n,C,H,W) uint8, list of Pillow images, or None), moments (n,C,2), indices of the readable files
+    "Decode every file once, in threads: find the broken ones, measure the others, keep the pixels if asked"
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
-    n, why = len(files), {}
-    out = np.empty((n if keep else 0, in_chans, *size), np.uint8)
-    mom = torch.zeros(n, in_chans, 2, dtype=torch.float64)
+    n, why, wide = len(files), {}, [None]*len(files)
+    out, mom = torch.empty(n if keep == 'fitted' else 0, in_chans, *size, dtype=torch.uint8), torch.zeros(n, in_chans, 2).double()
     def one(i):
-        try: x = from_pil(fit_image(read_image(files[i], in_chans, hint=max(size)), size))
-        except Exception as e: why[i] = _reason(files[i], e); return
-        f = x.reshape(in_chans, -1)/255.
-        mom[i] = torch.from_numpy(np.stack([f.mean(1), (f*f).mean(1)], 1))
-        if keep: out[i] = x
+        try: img = read_image(files[i], in_chans, 2*max(size))
+        except Exception as e: why[i] = _reason(files[i], e); return # Pillow's readers raise a dozen kinds
+        x = torch.from_numpy(np.array(from_pil(fit_image(img, size))))
+        mom[i] = image_moments(x[None])[0]
+        if keep == 'fitted': out[i] = x
+        if keep == 'wide': wide[i] = img
     with ThreadPoolExecutor(_threads()) as ex:
-        todo = ex.map(one, range(n))
-        for _ in (progress_bar(todo, total=n) if n > 500 else todo): pass
+        for _ in progress_bar(ex.map(one, range(n)), total=n, display=n > 500): pass
     _report([(files[i], why[i]) for i in sorted(why)], on_error, n)
     ok = np.array([i for i in range(n) if i not in why])
-    if why: out, mom = out[ok] if keep else out, mom[ok]
-    return (torch.from_numpy(out) if keep else None), mom, ok
+    return {'fitted': out[ok], 'wide': [wide[i] for i in ok], None: None}[keep] if why else \
+           {'fitted': out, 'wide': wide, None: None}[keep], mom[ok], ok
 
-# %% ../nbs/00_data.ipynb #c6e51fa6
-def free_memory() -> int: # bytes; 4 GiB where the system does not tell
-    "Memory that one of the processes on this machine may still take"
+# %% ../nbs/00_data.ipynb #cb5192b5
+def free_memory() -> int: # bytes
+    "Memory that this process may still take; 4 GiB where the system does not tell"
     free = []
     try: free.append(int(next(l for l in open('/proc/meminfo') if l.startswith('MemAvailable')).split()[1])*1024)
     except (OSError, StopIteration): free.append(4*2**30)
@@ -235,85 +238,87 @@ def free_memory() -> int: # bytes; 4 GiB where the system does not tell
     except (OSError, ValueError): pass
     return max(0, min(free)) // max(1, int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
-# %% ../nbs/00_data.ipynb #d8662e28
+# %% ../nbs/00_data.ipynb #0c13780a
+def _fits(nbytes, cache):
+    "Whether pixels of this many bytes may stay in memory"
+    if cache not in ('auto', 'ram', None): raise ValueError(f"cache is 'auto', 'ram' or None, not {cache!r}")
+    free = free_memory()
+    if cache == 'ram' and nbytes > free:
+        raise ValueError(f"cache='ram' needs {nbytes/2**30:.1f} GiB and {free/2**30:.1f} GiB are free: pass cache=None")
+    return cache == 'ram' or (cache == 'auto' and nbytes <= free/2)
+
+# %% ../nbs/00_data.ipynb #18994300
 def class_order(
     labels, # (n,) class index of each image
     seed: int = 42, # of the draw
-    balanced: bool = True, # True: equally many of each class first; False: the classes' own shares
-) -> np.ndarray: # (n,) indices: the first k of them are a fair draw of k, for every k
-    "A random order in which every beginning holds the classes evenly"
+    balanced: bool = True, # True: equally many of each class; False: the classes' own shares
+) -> np.ndarray: # (n,) indices; for every k, the first k are a fair draw of k images
+    "A random order of which every beginning holds the classes evenly"
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     perm = rng.permutation(len(labels))
     l = labels[perm]
-    by_class = np.argsort(l, kind='stable')
-    counts = np.bincount(l)
-    start = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    by_class, counts = np.argsort(l, kind='stable'), np.bincount(l)
+    start = np.cumsum(counts) - counts
     rank = np.empty(len(l)); rank[by_class] = np.arange(len(l)) - start[l[by_class]]
     key = rank if balanced else (rank + .5)/counts[l]
     return perm[np.lexsort((rng.random(len(l)), key))]
 
-# %% ../nbs/00_data.ipynb #08452791
+# %% ../nbs/00_data.ipynb #18ca53cf
 def _valid_split(n, valid_pct, seed, labels=None):
-    "Indices of the training and of the validation images, sorted"
-    if not 0 <= valid_pct < 1: raise ValueError(f"valid_pct={valid_pct} must be at least 0 and below 1")
+    "Indices of the training and of the validation images, each sorted"
+    if not 0 <= valid_pct < 1: raise ValueError(f"valid_pct={valid_pct}: a share of at least 0 and below 1")
     k = min(n-1, max(1, round(n*valid_pct))) if valid_pct else 0
     order = np.random.default_rng(seed).permutation(n) if labels is None else class_order(labels, seed, balanced=False)
     return np.sort(order[k:]), np.sort(order[:k])
 
-# %% ../nbs/00_data.ipynb #b92edf07
+# %% ../nbs/00_data.ipynb #fa2c65e8
 class Labelled:
-    "Images, class indices and official split of a dataset, as they lie on disk"
+    "Images, classes and official split of a dataset, as it lies on disk"
     def __init__(self,
         items, # list of paths, or uint8 array (n,H,W) or (n,C,H,W)
         labels, # (n,) class index
         vocab, # class names
-        splits: dict, # 'train', 'test' (and 'valid' where there is one): index arrays into items
+        splits: dict, # index arrays into items: 'train', 'test', and 'valid' where that is official
         name: str = '', # of the dataset
     ):
         self.items, self.labels, self.vocab, self.name = items, np.asarray(labels, dtype=np.int64), list(vocab), name
         self.splits = {k: np.asarray(v, dtype=np.int64) for k, v in splits.items()}
     def __len__(self): return len(self.labels)
     def __repr__(self):
-        return (f"{self.name or 'images'}: {len(self.vocab)} classes, " + ', '.join(f'{len(v):,} {k}' for k, v in self.splits.items()))
+        return f"{self.name or 'images'}: {len(self.vocab)} classes, " + ', '.join(f'{len(v):,} {k}' for k, v in self.splits.items())
 
-# %% ../nbs/00_data.ipynb #bfb55f1a
+# %% ../nbs/00_data.ipynb #a8706d51
 @dataclass(frozen=True)
 class DatasetSpec:
     "Where a dataset comes from, how it is read, and how many images it must have"
     name: str # as `get_dataset` takes it
-    n_classes: int # Table 5
-    n_train: int # Table 5
-    n_test: int # Table 5
-    read: object # function of the dataset's folder (or None) that returns a `Labelled`
-    marks: tuple = () # files or folders by which the dataset's folder is known; none: no folder is needed
-    inside: tuple = () # folder names that may lie between the given root and those marks
-    fetch: object = None # function of a folder that downloads there
+    n_classes: int # of Table 5
+    n_train: int # of Table 5
+    n_test: int # of Table 5
+    read: object # function of the dataset's folder that returns a `Labelled`
+    marks: tuple = () # files by which the dataset's folder is known; none: it needs no folder
+    inside: tuple = () # folders that may lie between the given root and those files
+    fetch: object = None # function of a folder that downloads there and may return where; None: cannot be downloaded
     how: str = '' # where it comes from, and the steps to get it by hand
-    tol: int = 0 # by how many images n_train may be missed
+    tol: int = 0 # images by which n_train may be missed
 
-# %% ../nbs/00_data.ipynb #2936b0fc
+# %% ../nbs/00_data.ipynb #76f01a56
 def read_idx(
     path: str | Path, # an idx file of unsigned bytes, gzipped or not
-) -> np.ndarray: # uint8
-    "Read MNIST's own file format: two zero bytes, type, number of axes, the axes' lengths, the data"
-    with open(path, 'rb') as f: raw = f.read()
+) -> np.ndarray: # uint8, of the shape that the file states
+    "Read a file in MNIST's format"
+    raw = Path(path).read_bytes()
     if raw[:2] == b'\x1f\x8b': raw = gzip.decompress(raw)
     if raw[:3] != b'\0\0\x08': raise ValueError(f"{path} is not an idx file of bytes")
-    shape = np.frombuffer(raw, '>i4', raw[3], 4)
-    return np.frombuffer(raw, np.uint8, offset=4+4*raw[3]).reshape(shape)
-
-# %% ../nbs/00_data.ipynb #4342cc28
-def _idx_file(root, stem):
-    for p in (root/f'{stem}.gz', root/stem):
-        if p.exists(): return p
-    raise ValueError(f"{root} lacks {stem}.gz")
+    return np.frombuffer(raw, np.uint8, offset=4+4*raw[3]).reshape(np.frombuffer(raw, '>i4', raw[3], 4))
 
 def _read_mnist(root, vocab):
-    x, y = zip(*[(read_idx(_idx_file(root, f'{s}-images-idx3-ubyte')), read_idx(_idx_file(root, f'{s}-labels-idx1-ubyte')))
-                 for s in ('train', 't10k')])
-    n = len(x[0])
-    return Labelled(np.concatenate(x), np.concatenate(y), vocab, dict(train=np.arange(n), test=np.arange(n, n+len(x[1]))))
+    find = lambda o: next((p for p in (root/f'{o}.gz', root/o) if p.exists()), root/f'{o}.gz')
+    (x, y), (xt, yt) = [(read_idx(find(f'{s}-images-idx3-ubyte')), read_idx(find(f'{s}-labels-idx1-ubyte'))) for s in ('train', 't10k')]
+    n = len(x)
+    return Labelled(np.concatenate([x, xt]), np.concatenate([y, yt]), vocab, dict(train=np.arange(n), test=np.arange(n, n+len(xt))))
 
+# %% ../nbs/00_data.ipynb #f12eb7bb
 def _read_digits(root):
     from sklearn.datasets import load_digits
     d = load_digits()
@@ -321,88 +326,212 @@ def _read_digits(root):
     return Labelled((d.images*(255/16)).round().astype(np.uint8), d.target, [str(o) for o in d.target_names],
                     dict(train=np.sort(order[360:]), test=np.sort(order[:360])))
 
-# %% ../nbs/00_data.ipynb #53551121
+# %% ../nbs/00_data.ipynb #76d90b89
+def _splits(is_train):
+    is_train = np.asarray(is_train, dtype=bool)
+    return dict(train=is_train.nonzero()[0], test=(~is_train).nonzero()[0])
+
+def _rows(path, n=1): return [l.split(maxsplit=n) for l in Path(path).read_text().splitlines() if l.strip() and l[0] != '#']
+
+def _read_flowers(root):
+    from scipy.io import loadmat
+    from torchvision.datasets import Flowers102
+    y = loadmat(root/'imagelabels.mat')['labels'].ravel().astype(int) - 1
+    ids = {k: loadmat(root/'setid.mat')[k].ravel().astype(int) - 1 for k in ('trnid', 'valid', 'tstid')}
+    vocab = getattr(Flowers102, 'classes', None) or [str(i+1) for i in range(102)]
+    return Labelled([str(root/f'jpg/image_{i+1:05d}.jpg') for i in range(len(y))], y, vocab[:y.max()+1],
+                    dict(train=np.sort(np.concatenate([ids['trnid'], ids['valid']])), test=np.sort(ids['tstid'])))
+
+# %% ../nbs/00_data.ipynb #94b56ab7
+def _read_pets(root):
+    rows = [[(o, int(c)-1) for o, c, *_ in _rows(root/f'annotations/{s}.txt', 3)] for s in ('trainval', 'test')]
+    both = rows[0] + rows[1]
+    names = {c: o.rsplit('_', 1)[0] for o, c in both}
+    return Labelled([str(root/f'images/{o}.jpg') for o, _ in both], [c for _, c in both], [names[c] for c in sorted(names)],
+                    _splits([True]*len(rows[0]) + [False]*len(rows[1])))
+
+def _read_cub(root):
+    cols = [dict(_rows(root/f'{o}.txt')) for o in ('images', 'image_class_labels', 'train_test_split', 'classes')]
+    files, label, train, names = cols
+    return Labelled([str(root/'images'/o) for o in files.values()], [int(label[i])-1 for i in files],
+                    [names[i].split('.', 1)[-1] for i in sorted(names, key=int)], _splits([train[i] == '1' for i in files]))
+
+def _read_aircraft(root):
+    vocab = (root/'data/variants.txt').read_text().splitlines()
+    rows = [_rows(root/f'data/images_variant_{s}.txt') for s in ('trainval', 'test')]
+    both, idx = rows[0] + rows[1], {o.strip(): i for i, o in enumerate(vocab)}
+    return Labelled([str(root/f'data/images/{o}.jpg') for o, _ in both], [idx[v.strip()] for _, v in both], list(idx),
+                    _splits([True]*len(rows[0]) + [False]*len(rows[1])))
+
+# %% ../nbs/00_data.ipynb #5ebad451
+def _read_cars(root):
+    from scipy.io import loadmat
+    find = lambda *o: next((root/p for p in o if (root/p).exists()), root/o[0])
+    annos = [find('devkit/cars_train_annos.mat', 'cars_train_annos.mat'),
+             find('cars_test_annos_withlabels.mat', 'devkit/cars_test_annos_withlabels.mat')]
+    meta = find('devkit/cars_meta.mat', 'cars_meta.mat')
+    dirs = [find('cars_train/cars_train', 'cars_train'), find('cars_test/cars_test', 'cars_test')]
+    items, labels, train = [], [], []
+    for f, d in zip(annos, dirs):
+        a = np.atleast_1d(loadmat(f, squeeze_me=True)['annotations'])
+        items += [str(d/str(o['fname'])) for o in a]; labels += [int(o['class'])-1 for o in a]; train += [f is annos[0]]*len(a)
+    return Labelled(items, labels, [str(o) for o in np.atleast_1d(loadmat(meta, squeeze_me=True)['class_names'])], _splits(train))
+
+# %% ../nbs/00_data.ipynb #c2c9dc76
+def _by_class(folder): # [(path, class name)], sorted
+    if not folder.is_dir(): raise FileNotFoundError(2, 'no folder', str(folder))
+    return [(os.path.join(d.path, f), d.name) for d in sorted(os.scandir(folder), key=lambda o: o.name) if d.is_dir()
+            for f in sorted(os.listdir(d)) if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
+
+def _flat_val(root):
+    listed = next((p/'LOC_val_solution.csv' for p in (root, *list(root.resolve().parents)[:3]) if (p/'LOC_val_solution.csv').exists()), None)
+    if listed is None: raise FileNotFoundError(2, 'no list of classes', str(root/'LOC_val_solution.csv'))
+    rows = [l.split(',') for l in listed.read_text().splitlines()[1:]]
+    return sorted((str(root/f'val/{o}.JPEG'), c.split()[0]) for o, c in rows)
+
+def _read_folders(root, names=None):
+    train, test = _by_class(root/'train'), _by_class(root/'val') or _flat_val(root)
+    wnids = sorted({c for _, c in train})
+    idx = {c: i for i, c in enumerate(wnids)}
+    both = train + test
+    return Labelled([f for f, _ in both], [idx[c] for _, c in both], [(names or {}).get(o, o) for o in wnids],
+                    _splits([True]*len(train) + [False]*len(test)))
+
+# %% ../nbs/00_data.ipynb #8f0789cd
+def _read_imagenet_part(root, share=.05, seed=42):
+    ds, listed = _read_folders(root), root/f'gmml_imagenet_{round(100*share)}pct_seed{seed}.txt'
+    train = ds.splits['train']
+    if listed.exists():
+        keep = set(listed.read_text().split('\n'))
+        ds.splits['train'] = np.array([i for i in train if os.path.relpath(ds.items[i], root) in keep], dtype=np.int64)
+        if len(ds.splits['train']) != len(keep - {''}): raise ValueError(f"{listed} names images that are not below {root}")
+        return ds
+    order, y = np.random.default_rng(seed).permutation(train), ds.labels
+    by_class = np.split(order[np.argsort(y[order], kind='stable')], np.cumsum(np.bincount(y[train]))[:-1])
+    ds.splits['train'] = np.sort(np.concatenate([o[:max(1, round(share*len(o)))] for o in by_class]))
+    part = listed.with_suffix('.part')
+    part.write_text('\n'.join(os.path.relpath(ds.items[i], root) for i in ds.splits['train']) + '\n'); part.replace(listed)
+    return ds
+
+# %% ../nbs/00_data.ipynb #6c00b5f0
 _FASHION = ['T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot']
-_IDX_MARKS = ('train-images-idx3-ubyte.gz', 'train-images-idx3-ubyte')
+_NETTE = dict(n01440764='tench', n02102040='English springer', n02979186='cassette player', n03000684='chain saw', n03028079='church',
+              n03394916='French horn', n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball', n03888257='parachute')
+_CARS = """the authors' page is gone, so it takes these steps.
+  1. kaggle.com/datasets/jessicali9530/stanford-cars-dataset (free account): unpack cars_train/ and cars_test/ into one folder
+  2. github.com/pytorch/vision/files/11644847/car_devkit.tgz: unpack it there, giving devkit/cars_train_annos.mat and cars_meta.mat
+  3. cars_test_annos_withlabels.mat, linked in github.com/pytorch/vision/issues/7545#issuecomment-1631441616: put it there too"""
+_IMAGENET = """an account at image-net.org and its terms.
+  1. Download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into one folder
+  2. torchvision.datasets.ImageNet(folder, 'train') and ImageNet(folder, 'val') unpack them into train/ and val/, a folder per class
+  Kaggle's ILSVRC/Data/CLS-LOC with LOC_val_solution.csv works as well"""
 
-def _torchvision(cls, root, **kw):
+# %% ../nbs/00_data.ipynb #61b8deb5
+def _torchvision(cls, root):
     import torchvision.datasets as D
-    getattr(D, cls)(str(root), download=True, **kw)
+    getattr(D, cls)(str(root), download=True)
 
-DATASETS = {o.name: o for o in [
+def _tv(cls, what): return dict(fetch=partial(_torchvision, cls), how=f"torchvision.datasets.{cls}(root, download=True), or {what}")
+def _fastai(url, what): return dict(fetch=lambda root: untar_data(url), how=f"fastai's untar_data({url!r}), or {what}")
+_VGG, _IDX = 'unpack the archives of www.robots.ox.ac.uk/~vgg/data', ('train-images-idx3-ubyte.gz', 'train-images-idx3-ubyte')
+
+_SPECS = [
+    DatasetSpec('mnist', 10, 60_000, 10_000, partial(_read_mnist, vocab=[*'0123456789']), _IDX, ('MNIST/raw', 'raw'),
+                **_tv('MNIST', 'the four idx .gz files in one folder')),
+    DatasetSpec('flowers', 102, 2040, 6149, _read_flowers, ('setid.mat',), ('flowers-102',),
+                **_tv('Flowers102', f'{_VGG}/flowers/102: jpg/, imagelabels.mat, setid.mat')),
+    DatasetSpec('pets', 37, 3680, 3669, _read_pets, ('annotations/trainval.txt',), ('oxford-iiit-pet',),
+                **_tv('OxfordIIITPet', f'{_VGG}/pets: images/ and annotations/')),
+    DatasetSpec('cub', 200, 5994, 5794, _read_cub, ('train_test_split.txt',), ('CUB_200_2011',),
+                **_fastai(URLs.CUB_200_2011, 'CUB_200_2011.tgz of www.vision.caltech.edu/datasets/cub_200_2011, unpacked')),
+    DatasetSpec('aircraft', 100, 6667, 3333, _read_aircraft, ('data/variants.txt',), ('fgvc-aircraft-2013b',),
+                **_tv('FGVCAircraft', f'{_VGG}/fgvc-aircraft')),
+    DatasetSpec('cars', 196, 8144, 8041, _read_cars, ('devkit', 'cars_train', 'cars_train_annos.mat'), ('stanford_cars',), how=_CARS),
+    DatasetSpec('imagenet', 1000, 1_281_167, 50_000, _read_folders, ('train', 'val'), ('ILSVRC/Data/CLS-LOC',), how=_IMAGENET),
+    DatasetSpec('imagenet_5pct', 1000, 64_058, 50_000, _read_imagenet_part, ('train', 'val'), ('ILSVRC/Data/CLS-LOC',), how=_IMAGENET, tol=500),
+    DatasetSpec('imagenette', 10, 9469, 3925, partial(_read_folders, names=_NETTE), ('train/n01440764',),
+                ('imagenette2', 'imagenette2-320', 'imagenette2-160'),
+                **_fastai(URLs.IMAGENETTE_320, 'imagenette2-320.tgz of github.com/fastai/imagenette, unpacked')),
+    DatasetSpec('fashion_mnist', 10, 60_000, 10_000, partial(_read_mnist, vocab=_FASHION), _IDX, ('FashionMNIST/raw', 'raw'),
+                **_tv('FashionMNIST', 'the four .gz files of github.com/zalandoresearch/fashion-mnist (data/fashion) in one folder')),
     DatasetSpec('digits', 10, 1437, 360, _read_digits, how="scikit-learn's load_digits: comes with the package"),
-    DatasetSpec('fashion_mnist', 10, 60_000, 10_000, partial(_read_mnist, vocab=_FASHION), _IDX_MARKS,
-                ('FashionMNIST/raw', 'raw'), partial(_torchvision, 'FashionMNIST'),
-                "torchvision.datasets.FashionMNIST(root, download=True), or the four .gz files of "
-                "github.com/zalandoresearch/fashion-mnist (data/fashion) in one folder"),
-]}
+]
 
-# %% ../nbs/00_data.ipynb #64242f90
+# %% ../nbs/00_data.ipynb #38b1c706
+DATASETS = {o.name: o for o in _SPECS} # what `get_dataset` knows
+
+# %% ../nbs/00_data.ipynb #f5206a1c
 def _data_root(spec, root):
-    "The folder that holds the dataset's files: given, by environment variable, or downloaded"
-    env = f'{spec.name.upper()}_ROOT'
-    base = Path(os.environ.get('GMML_DATA') or '~/.fastai/data').expanduser()
+    "The folder that holds the dataset's files"
+    env, base = f'{spec.name.upper()}_ROOT', Path(os.environ.get('GMML_DATA') or '~/.fastai/data').expanduser()
     given = root or os.environ.get(env)
     tops = [Path(given).expanduser()] if given else [base/spec.name, base]
-    def find():
-        for d in [t/i for t in tops for i in ('', *spec.inside)]:
-            if any((d/m).exists() for m in spec.marks): return d
+    def find(): return next((d for d in (t/i for t in tops for i in ('', *spec.inside)) if any((d/m).exists() for m in spec.marks)), None)
     res = find()
     if res is None and not given and spec.fetch:
-        try: spec.fetch(tops[0])
-        except Exception as e: raise ValueError(f"{spec.name}: the download failed ({e}). {spec.how}") from e
+        try: tops = [Path(spec.fetch(tops[0]) or tops[0]), *tops]
+        except Exception as e: raise ValueError(f"{spec.name}: the download failed ({e}).\nGet it: {spec.how}\n"
+                                                f"Then pass root=, or set {env} or GMML_DATA") from e
         res = find()
-    if res is None:
-        raise ValueError(f"{spec.name}: none of {', '.join(spec.marks)} in {', '.join(map(str, tops))}.\n"
-                         f"Get it: {spec.how}\nThen pass root=, or set {env} or GMML_DATA.")
+    if res is None: raise ValueError(f"{spec.name}: none of {', '.join(spec.marks)} in {' or '.join(map(str, tops))}.\n"
+                                     f"Get it: {spec.how}\nThen pass root=, or set {env} or GMML_DATA")
     return res
 
-# %% ../nbs/00_data.ipynb #fffe851c
-def _nearest(name, names):
-    near = difflib.get_close_matches(str(name).lower(), names, 1, .5)
-    return f"did you mean {near[0]!r}? " if near else ''
-
-def get_dataset(
-    name: str | DatasetSpec, # a key of `DATASETS`, or a specification of your own
-    root: str | Path | None = None, # its folder; else environment {NAME}_ROOT, GMML_DATA, or a download
-) -> Labelled: # items, labels, vocab, splits
-    "Read a dataset's labels and official split; its counts must be those of Table 5"
-    if isinstance(name, str) and name not in DATASETS:
-        raise ValueError(f"no dataset {name!r}: {_nearest(name, DATASETS)}There are {', '.join(DATASETS)}")
-    spec = DATASETS[name] if isinstance(name, str) else name
-    ds = spec.read(_data_root(spec, root) if spec.marks else root)
-    ds.name = spec.name
+# %% ../nbs/00_data.ipynb #51454bcd
+def _check_counts(spec, ds):
     for what, want, got, tol in [('classes', spec.n_classes, len(ds.vocab), 0),
                                  ('training images', spec.n_train, len(ds.splits['train']), spec.tol),
                                  ('test images', spec.n_test, len(ds.splits['test']), 0)]:
-        if abs(want-got) > tol: raise ValueError(f"{spec.name}: expected {want:,} {what}, found {got:,}; is the copy complete?")
+        if abs(want-got) > tol: raise ValueError(f"{spec.name}: expected {want:,} {what}, found {got:,}: is the copy complete?")
+    if isinstance(ds.items, list):
+        gone = [f for f in ds.items if not os.path.exists(f)] if len(ds) < 100_000 else []
+        if gone: raise ValueError(f"{spec.name}: {len(gone):,} images that its lists name are missing, such as {gone[0]}")
+
+def _nearest(name, names):
+    near = difflib.get_close_matches(str(name).lower(), names, 1, .5)
+    return (f"did you mean {near[0]!r}? " if near else '') + f"There are {', '.join(names)}"
+
+# %% ../nbs/00_data.ipynb #42400912
+def get_dataset(
+    name: str | DatasetSpec, # a key of `DATASETS`, or a specification of your own
+    root: str | Path | None = None, # its folder; None: see above
+) -> Labelled: # items, labels, vocab, splits
+    "A dataset's images, classes and official split, its counts checked"
+    if isinstance(name, str) and name not in DATASETS: raise ValueError(f"no dataset {name!r}: {_nearest(name, DATASETS)}")
+    spec = DATASETS[name] if isinstance(name, str) else name
+    folder = _data_root(spec, root) if spec.marks else root
+    try: ds = spec.read(folder)
+    except FileNotFoundError as e: raise ValueError(f"{spec.name}: {e.filename} is missing.\nGet it: {spec.how}") from e
+    ds.name = spec.name
+    _check_counts(spec, ds)
     return ds
 
-# %% ../nbs/00_data.ipynb #fa5710ed
+# %% ../nbs/00_data.ipynb #b003a472
 class ImageSet:
-    "Images without labels, read a batch at a time: uint8 (or [0,1]) and as they are"
-    n_inp = 1
+    "Images without labels, given out a batch at a time, as they are"
+    n_inp = 1 # fastai: how many parts of a batch are input
     def __init__(self,
-        items, # (n,C,H,W) tensor already fitted, or list of paths
+        items, # (n,C,H,W) tensor, fitted already, or list of paths
         size: tuple[int, int], # (H, W)
         in_chans: int = 3, # C
         stats: tuple | None = None, # (mean, std) of the training images
     ): self.items, self.size, self.in_chans, self.stats = items, size, in_chans, stats
     def __len__(self): return len(self.items)
     def __getitem__(self, i): return tuple(o[0] for o in self.batch([i]))
-    def images(self, idxs):
-        if isinstance(self.items, torch.Tensor): return self.items[torch.as_tensor(idxs, dtype=torch.long)]
-        f = lambda i: from_pil(fit_image(read_image(self.items[i], self.in_chans, hint=max(self.size)), self.size))
-        return torch.from_numpy(np.stack(in_threads(f, idxs)))
-    def batch(self, idxs, epoch=0): return (TensorImage(self.images(idxs)),)
+    def batch(self, idxs, epoch=0):
+        if isinstance(self.items, torch.Tensor): x = self.items[torch.as_tensor(idxs, dtype=torch.long)]
+        else: x = torch.from_numpy(np.stack(in_threads(lambda i: from_pil(fit_image(
+            read_image(self.items[i], self.in_chans, 2*max(self.size)), self.size)), idxs)))
+        return (TensorImage(x),)
     def new_empty(self):
-        res = type(self).__new__(type(self)); res.__dict__.update(self.__dict__)
-        res.items = []
+        "The same without images: what `Learner.export` keeps"
+        res = type(self).__new__(type(self))
+        res.__dict__.update(self.__dict__, items=[])
         return res
 
-# %% ../nbs/00_data.ipynb #cb5192b5
+# %% ../nbs/00_data.ipynb #d10fab26
 class ImageDL(DistributedDL):
-    "Batches from an `ImageSet`; the order is fixed by seed and epoch; each of several processes gets its own share"
+    "Batches of an `ImageSet`, in an order fixed by seed and epoch; of several processes, each gets its own share"
     def __init__(self, dataset, bs=64, shuffle=False, drop_last=False, num_workers=0, seed=42, shard=True, **kwargs):
         TfmdDL.__init__(self, dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers, **kwargs)
         self.seed, self.epoch, self.shard, self.i = seed, -1, shard, 0
@@ -415,7 +544,7 @@ class ImageDL(DistributedDL):
     def drops(self): return self.drop_last and self.n_local >= self.bs
     def __len__(self): return self.n_local//self.bs if self.drops() else -(-self.n_local//self.bs)
     def get_idxs(self):
-        "The indices that this process gets in the epoch under way, in order"
+        "Indices that this process gets in the epoch under way, in order"
         idxs = list(range(self.n))
         if self.shuffle: random.Random(f'{self.seed} {max(self.epoch, 0)}').shuffle(idxs)
         rank, world = self.rank_world
@@ -455,7 +584,7 @@ def new(self: ImageDL, dataset=None, cls=None, **kwargs):
 
 @patch
 def to_detach(self: ImageDL, b, cpu=True, gather=True):
-    "Detached and gathered from all processes, without the images that were repeated to fill up the last batch"
+    "Detached and gathered from all processes, without the images that were repeated to fill up"
     world = self.rank_world[1]
     b = detach(b, cpu, gather and world > 1)
     extra = self.n_local*world - self.n if gather and self.i == self.n_local else 0
@@ -463,19 +592,17 @@ def to_detach(self: ImageDL, b, cpu=True, gather=True):
     def cut(o):
         if not isinstance(o, torch.Tensor) or o.ndim == 0: return o
         m = len(o)//world
-        last = [m*(r+1)-1 for r in range(world-extra, world)]
-        return o[[i for i in range(len(o)) if i not in last]]
+        return o[[i for i in range(len(o)) if i not in {m*(r+1)-1 for r in range(world-extra, world)}]]
     return apply(cut, b)
 
-# %% ../nbs/00_data.ipynb #99e0b390
+# %% ../nbs/00_data.ipynb #5c5b7bc4
 @patch
 def decode(self: ImageDL, b):
     "The batch on the CPU, normalisation undone"
     b = tuple(t(o) for t, o in zip((TensorImage, TensorCategory), to_cpu(b)))
-    if getattr(self.dataset, 'normed', False):
-        m, s = (o[:, None, None] for o in self.dataset.stats)
-        b = (TensorImage(b[0]*s + m), *b[1:])
-    return b
+    if not getattr(self.dataset, 'normed', False): return b
+    m, s = (o[:, None, None] for o in self.dataset.stats)
+    return (TensorImage(b[0]*s + m), *b[1:])
 
 @patch
 def show_batch(self: ImageDL, b=None, max_n=8, ctxs=None, show=True, nrows=1, ncols=None, figsize=None, **kwargs):
@@ -484,164 +611,30 @@ def show_batch(self: ImageDL, b=None, max_n=8, ctxs=None, show=True, nrows=1, nc
     if not show: return TfmdDL.show_batch(self, b, max_n=max_n, show=False)
     x, *y = self.decode(b)
     n = min(max_n, len(x))
-    if ctxs is None: ctxs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize or (1.2*-(-n//nrows), 1.4*nrows))
+    if ctxs is None: ctxs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize or (1.1*-(-n//nrows), 1.3*nrows))
     for i, ax in zip(range(n), ctxs):
-        o = _as_float(torch.Tensor(x[i]) if x.dtype != torch.uint8 else x[i].as_subclass(torch.Tensor)).clamp(0, 1)
-        o = o[:3] if len(o) >= 3 else o[:1]
-        show_image(o, ctx=ax, title=self.dataset.vocab[int(y[0][i])] if y else None, cmap='gray', **kwargs)
-    return ctxs
+        o = _as_float(x[i].as_subclass(torch.Tensor)).clamp(0, 1)
+        show_image(o[:3] if len(o) >= 3 else o[:1], ctx=ax, title=self.dataset.vocab[int(y[0][i])] if y else None, cmap='gray', **kwargs)
 
-# %% ../nbs/00_data.ipynb #956a8996
+# %% ../nbs/00_data.ipynb #0ea126d9
 class ImageLoaders(DataLoaders):
     "Loaders for training, validation and, where there is an official one, the test split"
     @property
     def test(self): return self.loaders[2] if len(self.loaders) > 2 else None
     def test_dl(self, test_items, rm_type_tfms=None, with_labels=False, **kwargs):
-        "A loader of other images, read as the validation images are: paths, arrays or Pillow images"
+        "A loader of other images, read as the validation images are: paths, Pillow images or arrays"
         return self.valid.new(self.valid.dataset.like(test_items), **kwargs)
 
-# %% ../nbs/00_data.ipynb #0ea126d9
-def _rand(shape, x, generator=None, low=0., high=1.):
-    "Uniform numbers on the device of `x`, drawn by `generator` where it lives"
-    dev = x.device if generator is None else generator.device
-    return (low + (high-low)*torch.rand(shape, generator=generator, device=dev)).to(x.device)
-
-# %% ../nbs/00_data.ipynb #3bc73053
-def draw_crops(
-    x: torch.Tensor, # (bs,C,H,W): only its shape and device matter
-    scale: tuple[float, float] = (.05, 1.), # area of the crop / area of the image
-    ratio: tuple[float, float] = (3/4, 4/3), # width / height of the crop, log-uniform
-    generator: torch.Generator | None = None, # None: torch's global one
-) -> torch.Tensor: # (bs,4) top, left, height, width in whole pixels, as floats
-    "One crop per image: the first of ten tries that lies inside; else the largest crop in the middle"
-    bs, (H, W), n = len(x), x.shape[-2:], 10
-    area = H*W*_rand((bs, n), x, generator, *scale)
-    r = _rand((bs, n), x, generator, math.log(ratio[0]), math.log(ratio[1])).exp()
-    u = _rand((bs, 2), x, generator)
-    w, h = (area*r).sqrt().round().clamp(min=1), (area/r).sqrt().round().clamp(min=1)
-    ok = (w <= W) & (h <= H)
-    first = ok.int().argmax(1, keepdim=True)
-    fw, fh = min(W, round(H*ratio[1])), min(H, round(W/ratio[0]))
-    none = ~ok.any(1)
-    w = torch.where(none, float(fw), w.gather(1, first)[:, 0])
-    h = torch.where(none, float(fh), h.gather(1, first)[:, 0])
-    top  = torch.where(none, float((H-fh)//2), (u[:, 0]*(H-h+1)).floor())
-    left = torch.where(none, float((W-fw)//2), (u[:, 1]*(W-w+1)).floor())
-    return torch.stack([top, left, h, w], 1)
-
 # %% ../nbs/00_data.ipynb #32f6148f
-def crop_resize(
-    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
-    boxes: torch.Tensor, # (bs,4) top, left, height, width in pixels
-    size: tuple[int, int] | None = None, # (height, width) of the result; None: that of x
-) -> torch.Tensor: # (bs,C,*size), clamped to [0,1]
-    "Cut a box of its own out of each image and resize it, bicubic"
-    bs, c, H, W = x.shape
-    t, l, h, w = boxes.unbind(1)
-    o = torch.zeros_like(t)
-    theta = torch.stack([w/W, o, (2*l+w)/W - 1, o, h/H, (2*t+h)/H - 1], 1).view(bs, 2, 3)
-    grid = F.affine_grid(theta, [bs, c, *(size or (H, W))], align_corners=False)
-    y = F.grid_sample(x.float(), grid, mode='bicubic', padding_mode='border', align_corners=False)
-    return y.clamp(0, 1).to(x.dtype)
-
-# %% ../nbs/00_data.ipynb #c50f2df5
-def random_resized_crop(
-    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
-    scale: tuple[float, float] = (.05, 1.), # area of the crop / area of the image
-    ratio: tuple[float, float] = (3/4, 4/3), # width / height of the crop
-    size: tuple[int, int] | None = None, # (height, width) of the result; None: that of x
-    generator: torch.Generator | None = None, # None: torch's global one
-) -> torch.Tensor: # (bs,C,*size)
-    "A random part of each image, resized to the full size"
-    return crop_resize(x, draw_crops(x, scale, ratio, generator), size)
-
-def random_flip(
-    x: torch.Tensor, # (bs,C,H,W)
-    p: float = .5, # probability that an image is mirrored
-    generator: torch.Generator | None = None, # None: torch's global one
-) -> torch.Tensor: # (bs,C,H,W)
-    "Mirror each image left to right with probability `p`"
-    return torch.where(_rand((len(x), 1, 1, 1), x, generator) < p, x.flip(-1), x)
-
-# %% ../nbs/00_data.ipynb #531c41e4
-def _grey(x):
-    "Luma (bs,1,H,W) of RGB images"
-    return (.299*x[:, 0] + .587*x[:, 1] + .114*x[:, 2])[:, None]
-
-def shift_hue(
-    x: torch.Tensor, # (bs,3,H,W) floats in [0,1]
-    by: torch.Tensor, # (bs,1,1), turns of the colour circle, -.5 .. .5
-) -> torch.Tensor: # (bs,3,H,W)
-    "Turn the hue of each image, through hue, saturation and value"
-    r, g, b = x.unbind(1)
-    v, lo = x.amax(1), x.amin(1)
-    d = v - lo
-    safe = torch.where(d == 0, 1., d)
-    h = torch.where(v == r, (g-b)/safe, torch.where(v == g, 2 + (b-r)/safe, 4 + (r-g)/safe))
-    k = [(n + h + 6*by) % 6 for n in (5, 3, 1)]
-    return torch.stack([v - d*torch.minimum(o, 4-o).clamp(0, 1) for o in k], 1)
-
-# %% ../nbs/00_data.ipynb #da9df4c1
-def color_jitter(
-    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
-    brightness: float = .1, # factor drawn from 1 - this .. 1 + this
-    contrast: float = .1, # the same, about the image's mean grey
-    saturation: float = .1, # the same, about each pixel's grey; RGB only
-    hue: float = .01, # turns of the colour circle, -this .. this; RGB only
-    p: float = .3, # probability that an image is changed at all
-    generator: torch.Generator | None = None, # None: torch's global one
-) -> torch.Tensor: # (bs,C,H,W)
-    "Change brightness, contrast, saturation and hue, in this order, of each image by its own amount"
-    u = _rand((5, len(x), 1, 1, 1), x, generator, -1., 1.)
-    rgb = x.shape[1] == 3
-    y = (x*(1 + brightness*u[0])).clamp(0, 1)
-    m = (_grey(y) if rgb else y).mean((1, 2, 3), keepdim=True)
-    y = (m + (y-m)*(1 + contrast*u[1])).clamp(0, 1)
-    if rgb:
-        g = _grey(y)
-        y = shift_hue((g + (y-g)*(1 + saturation*u[2])).clamp(0, 1), hue*u[3, :, 0])
-    return torch.where(u[4] < 2*p - 1, y, x)
-
-# %% ../nbs/00_data.ipynb #24edd636
-def gaussian_blur(
-    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
-    sigma: tuple[float, float] = (.1, 2.), # px, drawn per image
-    p: float = .1, # probability that an image is blurred
-    generator: torch.Generator | None = None, # None: torch's global one
-) -> torch.Tensor: # (bs,C,H,W)
-    "Blur each image by a width of its own, with probability `p`"
-    bs, (H, W), r = len(x), x.shape[-2:], math.ceil(3*sigma[1])
-    s = _rand((bs, 1), x, generator, *sigma)
-    w = (-(torch.arange(-r, r+1, device=x.device)/s)**2/2).exp() # (bs, 2r+1)
-    w = (w/w.sum(1, keepdim=True))[..., None, None, None]
-    y = F.pad(x, (r, r, r, r), mode='replicate')
-    y = sum(w[:, i]*y[..., i:i+W] for i in range(2*r+1))
-    y = sum(w[:, i]*y[..., i:i+H, :] for i in range(2*r+1))
-    return torch.where(_rand((bs, 1, 1, 1), x, generator) < p, y, x).to(x.dtype)
-
-# %% ../nbs/00_data.ipynb #ed7756d6
-def _size(size):
-    s = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
-    if len(s) != 2 or not all(isinstance(o, (int, np.integer)) and o > 0 for o in s):
-        raise ValueError(f"size={size!r}: give the side in pixels, or (height, width)")
-    return tuple(int(o) for o in s)
-
-def _bs(bs):
-    if not isinstance(bs, (int, np.integer)) or bs < 1: raise ValueError(f"bs={bs!r} must be a whole number of at least 1")
-    return int(bs)
-
 def _is_array(o): return isinstance(o, (np.ndarray, torch.Tensor)) and o.ndim > 1
-
 def _take(items, idxs): return items[idxs] if _is_array(items) else [items[i] for i in idxs]
 
-# %% ../nbs/00_data.ipynb #69950808
 def _named(source):
-    "Turn the name of a dataset, or of a folder, into the thing itself"
+    "Turn the name of a dataset or of a folder into the thing itself"
     if not isinstance(source, str): return source
     if source in DATASETS: return get_dataset(source)
     if Path(source).expanduser().exists() or any(o in source for o in '/\\.~'): return Path(source).expanduser()
-    raise ValueError(f"{source!r} is neither a folder here nor a dataset: {_nearest(source, DATASETS)}"
-                     f"There are {', '.join(DATASETS)}")
+    raise ValueError(f"{source!r} is neither a folder here nor a dataset: {_nearest(source, DATASETS)}")
 
 def _pretrain_items(source):
     "All images of a source that may be trained on"
@@ -649,68 +642,65 @@ def _pretrain_items(source):
     if isinstance(source, Labelled): return _take(source.items, source.splits['train'])
     if isinstance(source, Path):
         if source.is_file(): raise ValueError(f"{source} is a file: give its folder, or a list of files")
-        train = source/'train'
-        if train.is_dir() and any((source/o).is_dir() for o in ('test', 'val', 'valid')):
-            print(f"{source} has an official split: only its train/ is pretrained on")
-            return image_files(train)
-        return image_files(source)
-    if _is_array(source): return source
-    if hasattr(source, 'columns'): source = source.iloc[:, 0]
-    res = [str(o) for o in source]
+        official = (source/'train').is_dir() and any((source/o).is_dir() for o in ('test', 'val', 'valid'))
+        if official: print(f"{source} has an official split: only train/ is pretrained on")
+        return image_files(source/'train' if official else source)
+    if isinstance(source, (np.ndarray, torch.Tensor)): return source
+    res = [str(o) for o in (source.iloc[:, 0] if hasattr(source, 'columns') else source)]
     if not res: raise ValueError("an empty list of files")
     return res
 
-# %% ../nbs/00_data.ipynb #cb426a57
+# %% ../nbs/00_data.ipynb #c50f2df5
+def _size(size):
+    s = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
+    if len(s) != 2 or not all(isinstance(o, (int, np.integer)) and o > 0 for o in s):
+        raise ValueError(f"size={size!r}: the side in pixels, or (height, width)")
+    return tuple(int(o) for o in s)
+
+def _bs(bs):
+    if not isinstance(bs, (int, np.integer)) or bs < 1: raise ValueError(f"bs={bs!r}: a whole number of at least 1")
+    return int(bs)
+
 def _subset(items, idxs):
     if idxs is None: return items
     idxs, n = np.asarray(idxs), len(items)
     if idxs.dtype == bool: idxs = idxs.nonzero()[0]
     if not len(idxs): raise ValueError("idxs is empty: no image is left")
-    if idxs.min() < 0 or idxs.max() >= n: raise ValueError(f"idxs reach from {idxs.min()} to {idxs.max()}; there are {n} training images")
+    if idxs.min() < 0 or idxs.max() >= n: raise ValueError(f"idxs go from {idxs.min()} to {idxs.max()}; there are {n} training images")
     return _take(items, idxs)
 
+# %% ../nbs/00_data.ipynb #da9df4c1
 def _channels(x, in_chans):
-    "Grey to RGB and back, for arrays"
     c = x.shape[1]
     if in_chans in (None, c): return x
     if c == 1: return x.repeat(1, in_chans, 1, 1)
-    if (c, in_chans) == (3, 1):
-        w = torch.tensor([.299, .587, .114]).view(1, 3, 1, 1)
-        f = lambda o: (o.float()*w).sum(1, keepdim=True)
-        return torch.cat([f(o).round().to(x.dtype) if x.dtype == torch.uint8 else f(o) for o in x.split(1024)])
-    raise ValueError(f"the images have {c} channels; in_chans={in_chans} cannot be made of them")
+    if (c, in_chans) != (3, 1): raise ValueError(f"the images have {c} channels; in_chans={in_chans} cannot be made of them")
+    f = lambda o: (o.float()*torch.tensor([.299, .587, .114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return torch.cat([f(o).round().to(x.dtype) if x.dtype == torch.uint8 else f(o) for o in x.split(1024)])
 
 def _file_channels(in_chans):
-    if in_chans not in (None, 1, 3): raise ValueError(f"in_chans={in_chans}: files give 1 (grey) or 3 (RGB) channels; for others pass an array")
-    return in_chans or 3
-
-# %% ../nbs/00_data.ipynb #01bc712f
-def _fits(nbytes, cache):
-    "Whether the decoded images may stay in RAM"
-    if cache not in ('auto', 'ram', None): raise ValueError(f"cache is 'auto', 'ram' or None, not {cache!r}")
-    free = free_memory()
-    if cache == 'ram' and nbytes > free: raise ValueError(f"cache='ram' needs {nbytes/2**30:.1f} GiB; {free/2**30:.1f} GiB are free: pass cache=None")
-    return cache == 'ram' or cache == 'auto' and nbytes <= free/2
+    if in_chans in (None, 1, 3): return in_chans or 3
+    raise ValueError(f"in_chans={in_chans}: files give 1 (grey) or 3 (RGB) channels; for others pass an array")
 
 def _load(items, size, in_chans, cache, on_error):
-    "Pixels or paths of the readable images, and their moments"
-    if _is_array(items):
+    "Fitted pixels, or paths, of the readable images, and their moments"
+    if isinstance(items, (np.ndarray, torch.Tensor)):
         x = fit_batch(_channels(as_images(items), in_chans), size)
         return x, image_moments(x)
     c = _file_channels(in_chans)
     nbytes = len(items)*c*size[0]*size[1]
-    keep = _fits(nbytes, cache)
+    keep = 'fitted' if _fits(nbytes, cache) else None
     x, mom, ok = decode_files(items, size, c, keep, on_error)
-    if len(items) > 500: print(f"{len(ok):,} images " + (f"in RAM: {nbytes/2**20:,.0f} MiB" if keep else "read from disk in every epoch"))
+    if len(items) > 500: print(f"{len(ok):,} images " + (f"kept in RAM: {nbytes/2**20:,.0f} MiB" if keep else "read anew in every epoch"))
     return (x if keep else _take(items, ok)), mom
 
-# %% ../nbs/00_data.ipynb #7ddb3e3e
+# %% ../nbs/00_data.ipynb #24edd636
 def pretrain_dls(
-    source, # folder, list of files, array (n,H,W), (n,H,W,C) or (n,C,H,W), name of a dataset, or a `Labelled`
+    source, # folder, list of files, array (n,H,W), (n,H,W,C) or (n,C,H,W), a dataset's name, or a `Labelled`
     size: int | tuple[int, int] = 224, # px: side, or (height, width)
     bs: int = 64, # images in a batch, in each process
     valid_pct: float = .1, # share of the images held out, [0,1); 0 in the paper
-    cache: str | None = 'auto', # 'ram': keep decoded images; None: read files in every epoch; 'auto': RAM if they fit in half of it
+    cache: str | None = 'auto', # 'ram': keep the decoded images; None: read anew in every epoch; 'auto': keep if half of the free RAM does
     seed: int = 42, # of the split and of the order
     in_chans: int | None = None, # channels; None: those of the array, 3 for files
     stats: tuple | None = None, # (mean, std) in [0,1] units; None: measured on the training images
@@ -719,43 +709,42 @@ def pretrain_dls(
     num_workers: int = 0, # processes that read files
     device=None, # of the batches; None: the GPU if there is one
 ) -> ImageLoaders: # `.train`, `.valid`; `.stats`, `.size`, `.in_chans`
-    "Loaders whose batch is a 1-tuple of clean images, neither augmented nor normalised"
-    size, bs = _size(size), _bs(bs)
+    "Loaders of clean images in 1-tuples, neither augmented nor normalised"
+    size, bs, device = _size(size), _bs(bs), device or default_device()
     x, mom = _load(_subset(_pretrain_items(source), idxs), size, in_chans, cache, on_error)
-    train, valid = _valid_split(len(x), valid_pct, seed)
-    c = mom.shape[1]
-    stats = stats_of(mom[train]) if stats is None else _check_stats(stats, c)
-    device = device or default_device()
-    dls = [ImageDL(ImageSet(_take(x, o), size, c, stats), bs=bs, shuffle=k==0, drop_last=k==0, seed=seed, device=device,
-                   num_workers=0 if _is_array(x) else num_workers) for k, o in enumerate((train, valid))]
+    parts = _valid_split(len(x), valid_pct, seed)
+    stats = stats_of(mom[parts[0]]) if stats is None else _check_stats(stats, mom.shape[1])
+    dls = [ImageDL(ImageSet(_take(x, o), size, mom.shape[1], stats), bs=bs, shuffle=k==0, drop_last=k==0, seed=seed,
+                   device=device, num_workers=0 if _is_array(x) else num_workers) for k, o in enumerate(parts)]
     return ImageLoaders(*dls, device=device)
 
-# %% ../nbs/00_data.ipynb #1d7c395c
-AUGMENTS = {'deit': dict(auto_augment='original', re_prob=.25, re_mode='pixel'),
-            'deit-rand': dict(auto_augment='rand-m9-mstd0.5-inc1', re_prob=.25, re_mode='pixel'),
-            'light': dict(scale=(.6, 1.))}
+# %% ../nbs/00_data.ipynb #bbfc94eb
+AUGMENTS = {'deit': dict(auto_augment='original', re_prob=.25), # the paper's: AutoAugment
+            'deit-rand': dict(auto_augment='rand-m9-mstd0.5-inc1', re_prob=.25), # DeiT's published code
+            'light': dict(scale=(.6, 1.))} # crops and flips only, for small images and small sets
 
 # %% ../nbs/00_data.ipynb #26d96ca0
 class Augment:
-    "A recipe's random crop, flip and colours on one Pillow image: normalised (C,H,W) floats"
-    def __init__(self, recipe, size, stats):
-        self.size, self.stats = size, tuple(o[:, None, None] for o in stats)
-        c = len(stats[0])
+    "A recipe's random crop, flip and colours for one image, and its erasing for one normalised image"
+    def __init__(self,
+        recipe, # name in `AUGMENTS`, or function of a Pillow image
+        size: tuple[int, int], # (H, W)
+        stats: tuple, # (mean, std)
+    ):
+        self.size, self.erase, c = size, None, len(stats[0])
         if isinstance(recipe, str):
-            if recipe not in AUGMENTS:
-                raise ValueError(f"no recipe {recipe!r}: {_nearest(recipe, AUGMENTS)}There are {', '.join(AUGMENTS)}, None, "
-                                 "or a function of a Pillow image that returns one")
-            if c not in (1, 3) and 'auto_augment' in AUGMENTS[recipe]:
-                raise ValueError(f"recipe {recipe!r} changes colours of 1 or 3 channels; these images have {c}: use 'light' or None")
-            recipe = create_transform((c, *size), is_training=True, color_jitter=None, interpolation='bicubic',
-                                      mean=tuple(stats[0].tolist()), std=tuple(stats[1].tolist()), **AUGMENTS[recipe])
-        elif not callable(recipe): raise ValueError(f"recipe={recipe!r}: a name, None, or a function of a Pillow image")
-        self.f = recipe
+            if recipe not in AUGMENTS: raise ValueError(f"no recipe {recipe!r}: {_nearest(recipe, AUGMENTS)}, None, or a function of a Pillow image")
+            kw = dict(AUGMENTS[recipe])
+            if c not in (1, 3) and 'auto_augment' in kw:
+                raise ValueError(f"recipe {recipe!r} changes the colours of grey or RGB images; these have {c} channels: take 'light' or None")
+            if re_prob := kw.pop('re_prob', 0): self.erase = RandomErasing(re_prob, mode='pixel', device='cpu')
+            self.fs = create_transform((c, *size), is_training=True, color_jitter=None, interpolation='bicubic', separate=True,
+                                       mean=tuple(stats[0].tolist()), std=tuple(stats[1].tolist()), **kw)[:2]
+        elif callable(recipe): self.fs = (recipe, partial(fit_image, size=size))
+        else: raise ValueError(f"recipe={recipe!r}: a name, None, or a function of a Pillow image")
     def __call__(self, img):
-        x = self.f(img)
-        if isinstance(x, torch.Tensor): return x
-        x = torch.from_numpy(np.array(from_pil(fit_image(x, self.size)))).float()/255
-        return (x - self.stats[0])/self.stats[1]
+        for f in self.fs: img = f(img)
+        return img if isinstance(img, torch.Tensor) else torch.from_numpy(np.array(from_pil(img)))
 
 # %% ../nbs/00_data.ipynb #bf05faba
 class own_seeds:
@@ -769,10 +758,10 @@ class own_seeds:
     def __exit__(self, *_):
         random.setstate(self.state[0]); np.random.set_state(self.state[1]); torch.set_rng_state(self.state[2])
 
-# %% ../nbs/00_data.ipynb #6847655e
+# %% ../nbs/00_data.ipynb #406f8f25
 class LabelledSet(ImageSet):
     "Images with labels: normalised floats, augmented by `augment` if there is one"
-    normed = True
+    normed = True # batches are normalised: to be undone before showing them
     def __init__(self, items, labels, size, in_chans, stats, vocab, augment=None, seed=42):
         super().__init__(items, size, in_chans, stats)
         self.labels = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.long)
@@ -780,29 +769,30 @@ class LabelledSet(ImageSet):
     @property
     def c(self): return len(self.vocab)
     def one(self, i):
-        "Image `i` as a Pillow image; as floats if it is neither grey nor RGB"
+        "Image `i` as a Pillow image, or as floats (C,H,W) if it is neither grey nor RGB"
         o = self.items[i]
-        if isinstance(o, (str, Path)): return read_image(o, self.in_chans)
+        if isinstance(o, (str, Path)): return read_image(o, self.in_chans, 2*max(self.size))
         if isinstance(o, Image.Image): return plain_image(o, self.in_chans)
         return to_pil(_as_8bit(o)) if self.in_chans in (1, 3) else _as_float(o)
-    def clean(self, idxs):
-        "Fitted and normalised, without augmentation"
-        if isinstance(self.items, torch.Tensor): x = fit_batch(self.items[torch.as_tensor(idxs)], self.size)
-        else: x = torch.from_numpy(np.stack(in_threads(lambda i: from_pil(fit_image(self.one(i), self.size)), idxs)))
-        m, s = (o[:, None, None] for o in self.stats)
-        return (_as_float(x) - m)/s
+    def read(self, idxs):
+        "Images as they are, in threads where they come from files"
+        return in_threads(self.one, idxs) if isinstance(self.items[0], (str, Path)) else [self.one(i) for i in idxs]
 
-# %% ../nbs/00_data.ipynb #406f8f25
+# %% ../nbs/00_data.ipynb #d9e09e46
 @patch
 def batch(self: LabelledSet, idxs, epoch=0):
-    idxs = list(idxs)
-    if self.augment is None: x = self.clean(idxs)
-    else:
-        raw = in_threads(self.one, idxs)
-        with own_seeds() as seed:
-            x = torch.stack([(seed(self.seed, epoch, i), self.augment(o))[1] for i, o in zip(idxs, raw)])
+    "Normalised images (bs,C,H,W), and their classes"
+    idxs, aug, m, s = list(idxs), self.augment, *(o[:, None, None] for o in self.stats)
+    with own_seeds() as seed:
+        if aug: x = torch.stack([(seed(self.seed, epoch, i), aug(o))[1] for i, o in zip(idxs, self.read(idxs))])
+        elif isinstance(self.items, torch.Tensor): x = fit_batch(self.items[torch.as_tensor(idxs, dtype=torch.long)], self.size)
+        else: x = torch.from_numpy(np.stack([from_pil(fit_image(o, self.size)) for o in self.read(idxs)]))
+        x = (_as_float(x) - m)/s
+        if aug and aug.erase:
+            for i, o in zip(idxs, x): seed(self.seed, epoch, i, 1); aug.erase(o)
     return (TensorImage(x),) if self.labels is None else (TensorImage(x), TensorCategory(self.labels[idxs]))
 
+# %% ../nbs/00_data.ipynb #d4825fa9
 @patch
 def like(self: LabelledSet, items):
     "Other images without labels, read the same way: paths, Pillow images, or arrays"
@@ -814,39 +804,38 @@ def decode(self: LabelledSet, o, full=True):
     "The image with the name of its class"
     return (o[0], *(Category(self.vocab[int(i)]) for i in o[1:]))
 
-# %% ../nbs/00_data.ipynb #d9e09e46
+# %% ../nbs/00_data.ipynb #8c4c30d5
 def _class_folder(path):
     "Paths and class names of a folder of class folders"
     files = image_files(path)
     names = [os.path.relpath(f, path).split(os.sep) for f in files]
     loose = [f for f, n in zip(files, names) if len(n) == 1]
-    if loose: raise ValueError(f"{len(loose)} images lie in {path} itself, not in a class folder: {loose[0]} ...")
+    if loose: raise ValueError(f"{len(loose)} images lie in {path} itself, not in a folder named after their class: {loose[0]}")
     return files, [n[0] for n in names]
 
 def _split_folder(path):
     "Paths, class names and official split of a labelled folder"
-    path, parts = Path(path), {}
     if not path.is_dir(): raise ValueError(f"no such folder: {path}")
     if not (path/'train').is_dir(): return *_class_folder(path), None
-    for k, names in dict(train=('train',), valid=('valid', 'val'), test=('test',)).items():
-        for o in names:
-            if (path/o).is_dir(): parts[k] = _class_folder(path/o)
+    dirs = {k: path/o for k, o in dict(train='train', valid='valid', val='val', test='test').items() if (path/o).is_dir()}
+    if 'val' in dirs: dirs['valid'] = dirs.pop('val')
+    parts = {k: _class_folder(o) for k, o in dirs.items()}
+    ends = np.cumsum([0] + [len(f) for f, _ in parts.values()])
     files, names = (sum((p[j] for p in parts.values()), []) for j in (0, 1))
-    ends = np.cumsum([0] + [len(p[0]) for p in parts.values()])
     return files, names, {k: np.arange(a, b) for k, a, b in zip(parts, ends, ends[1:])}
 
-# %% ../nbs/00_data.ipynb #d4825fa9
+# %% ../nbs/00_data.ipynb #a0cd358a
 def _frame(df):
-    cols = {c.lower(): c for c in map(str, df.columns)}
+    "Paths, labels and split of a data frame"
+    cols = {str(c).lower(): c for c in df.columns}
     if len(cols) < 2: raise ValueError(f"a data frame needs a column of paths and one of labels; this one has {list(df.columns)}")
     pick = lambda names, k: df[next((cols[o] for o in names if o in cols), df.columns[k])]
     files, names = pick(('image', 'path', 'file', 'filename', 'fname'), 0), pick(('label', 'labels', 'class'), 1)
-    if names.isna().any(): raise ValueError(f"{int(names.isna().sum())} rows have no label")
-    if 'split' not in cols: return [str(o) for o in files], list(names), None
-    split = np.asarray(df[cols['split']])
-    return [str(o) for o in files], list(names), {k: (split == k).nonzero()[0] for k in ('train', 'valid', 'test') if (split == k).any()}
+    if names.isna().any(): raise ValueError(f"{int(names.isna().sum())} rows have no label, the first is {files[names.isna()].iloc[0]}")
+    split = np.asarray(df[cols['split']]) if 'split' in cols else np.full(len(df), 'train')
+    return list(map(str, files)), names.tolist(), {k: (split == k).nonzero()[0] for k in ('train', 'valid', 'test') if (split == k).any()}
 
-# %% ../nbs/00_data.ipynb #f02443ab
+# %% ../nbs/00_data.ipynb #f11577b8
 def _labelled(source):
     "Any labelled source as a `Labelled`"
     source = _named(source)
@@ -855,51 +844,61 @@ def _labelled(source):
     elif hasattr(source, 'columns'): items, names, splits = _frame(source)
     elif isinstance(source, (tuple, list)) and len(source) == 2: (items, names), splits = source, None
     else: raise ValueError(f"a labelled source is a folder of class folders, a data frame, a dataset's name or a pair "
-                           f"(images, labels); got {type(source).__name__}")
+                           f"(images, labels); this is a {type(source).__name__}")
     names = names.tolist() if hasattr(names, 'tolist') else list(names)
     if len(items) != len(names): raise ValueError(f"{len(items)} images but {len(names)} labels")
     splits = splits or dict(train=np.arange(len(names)))
-    vocab = sorted({names[i] for i in splits['train']}) if 'train' in splits else []
-    if len(vocab) < 2: raise ValueError(f"{len(vocab)} class among the training images; at least two are needed")
+    vocab = sorted({names[i] for i in splits.get('train', [])})
+    if len(vocab) < 2: raise ValueError(f"{len(vocab)} class among the training images: at least two are needed")
     idx = {o: i for i, o in enumerate(vocab)}
     new = sorted({str(o) for o in names if o not in idx})
     if new: raise ValueError(f"classes without a training image: {', '.join(new[:5])}")
     return Labelled(items, [idx[o] for o in names], vocab, splits)
 
-# %% ../nbs/00_data.ipynb #8c4c30d5
-def _keep_labels(train, y, labels, seed, n_classes):
-    "`labels` of the training images, class by class"
+# %% ../nbs/00_data.ipynb #7b4cbc57
+def _keep_labels(train, labels, y, seed):
     if labels is None: return train
-    if not n_classes <= labels <= len(train):
-        raise ValueError(f"labels={labels}: there are {n_classes} classes, each needs one, and {len(train)} training images")
+    c = len(np.unique(y[train]))
+    if not c <= labels <= len(train):
+        raise ValueError(f"labels={labels}: each of {c} classes needs one, and there are {len(train)} training images")
     return np.sort(train[class_order(y[train], seed)[:labels]])
 
 def _finetune_splits(ds, idxs, valid_pct, labels, seed):
-    "Training, validation and (where there is one) test indices"
-    train = ds.splits['train'] if idxs is None else np.asarray(_subset(list(ds.splits['train']), idxs))
+    "Training, validation and, where there is one, test indices"
+    train = np.asarray(_subset(list(ds.splits['train']), idxs))
     valid = ds.splits.get('valid')
     if valid is None:
         a, b = _valid_split(len(train), valid_pct, seed, ds.labels[train])
         train, valid = train[a], train[b]
-    train = _keep_labels(train, ds.labels, labels, seed, len(ds.vocab))
-    return [train, valid] + ([ds.splits['test']] if 'test' in ds.splits else [])
+    return [_keep_labels(train, labels, ds.labels, seed), valid] + ([ds.splits['test']] if 'test' in ds.splits else [])
 
-# %% ../nbs/00_data.ipynb #a0cd358a
-def _load_labelled(ds, splits, size, in_chans, on_error):
-    "Pixels or paths, their channels, the splits that are left, and the training images' moments"
-    if _is_array(ds.items):
+# %% ../nbs/00_data.ipynb #1f9a0f2c
+def _wide_bytes(files, size, c):
+    "Bytes of these images with the shorter side at most twice `size`, by their headers"
+    def one(f):
+        try:
+            with Image.open(f) as img: w, h = img.size
+        except Exception: return 0 # reported when it is decoded
+        return c*w*h*min(1, 2*max(size)/max(1, min(w, h)))**2
+    return sum(in_threads(one, files))
+
+def _load_labelled(ds, splits, size, in_chans, cache, on_error):
+    "For each split (items, labels), and the training images' moments"
+    if isinstance(ds.items, (np.ndarray, torch.Tensor)):
         x = _channels(as_images(ds.items), in_chans)
-        return x, x.shape[1], splits, image_moments(fit_batch(x[torch.as_tensor(splits[0])], size))
-    c = _file_channels(in_chans)
-    every = np.concatenate(splits)
-    _, mom, ok = decode_files(_take(ds.items, every), size, c, False, on_error)
-    good = np.isin(np.arange(len(every)), ok)
-    part = np.repeat(np.arange(len(splits)), [len(o) for o in splits])
-    return ds.items, c, [o[good[part == k]] for k, o in enumerate(splits)], mom[torch.as_tensor(part[ok] == 0)]
+        parts = [(x[o], ds.labels[o]) for o in splits]
+        return parts, image_moments(fit_batch(parts[0][0], size))
+    c, every = _file_channels(in_chans), np.concatenate(splits)
+    part, files = np.repeat(np.arange(len(splits)), [len(o) for o in splits]), _take(ds.items, every)
+    keep = 'wide' if _fits(_wide_bytes(files, size, c), cache) else None
+    imgs, mom, ok = decode_files(files, size, c, keep, on_error)
+    imgs, part, y = imgs or _take(files, ok), part[ok], ds.labels[every][ok]
+    if not (part == 0).any(): raise ValueError("no training image can be read")
+    return [([imgs[i] for i in (part == k).nonzero()[0]], y[part == k]) for k in range(len(splits))], mom[torch.from_numpy(part == 0)]
 
-# %% ../nbs/00_data.ipynb #f11577b8
+# %% ../nbs/00_data.ipynb #ce67e41c
 def finetune_dls(
-    source, # folder of class folders (with or without train/, valid/, test/), data frame, dataset's name, (array, labels)
+    source, # folder of class folders (perhaps below train/, valid/, test/), data frame, a dataset's name, (images, labels)
     size: int | tuple[int, int] = 224, # px: side, or (height, width)
     bs: int = 64, # images in a batch, in each process
     recipe='deit', # augmentation: 'deit', 'deit-rand', 'light', None, or a function of a Pillow image
@@ -908,18 +907,135 @@ def finetune_dls(
     valid_pct: float = .2, # share of the training images held out where there is no official valid/, [0,1)
     in_chans: int | None = None, # channels; None: those of the array, 3 for files
     stats: tuple | None = None, # (mean, std) in [0,1] units; None: measured on the training images
+    cache: str | None = 'auto', # as in `pretrain_dls`
     on_error: str = 'raise', # unreadable files: 'raise' names them all, 'skip' warns and goes on
     idxs=None, # indices into the source's training images: only these are used
     num_workers: int = 0, # processes that read and augment
     device=None, # of the batches; None: the GPU if there is one
 ) -> ImageLoaders: # `.train`, `.valid`, `.test` (or None); `.vocab`, `.c`, `.stats`, `.size`, `.in_chans`
-    "Loaders of normalised images and classes; training images augmented, validation and test images as they are"
-    size, bs, ds = _size(size), _bs(bs), _labelled(source)
-    splits = _finetune_splits(ds, idxs, valid_pct, labels, seed)
-    x, c, splits, mom = _load_labelled(ds, splits, size, in_chans, on_error)
+    "Loaders of normalised images and classes; only the training images are augmented"
+    size, bs, device, ds = _size(size), _bs(bs), device or default_device(), _labelled(source)
+    parts, mom = _load_labelled(ds, _finetune_splits(ds, idxs, valid_pct, labels, seed), size, in_chans, cache, on_error)
+    c = mom.shape[1]
     stats = stats_of(mom) if stats is None else _check_stats(stats, c)
     aug = None if recipe is None else Augment(recipe, size, stats)
-    device = device or default_device()
-    dls = [ImageDL(LabelledSet(_take(x, o), ds.labels[o], size, c, stats, ds.vocab, None if k else aug, seed), bs=bs,
-                   shuffle=k==0, drop_last=k==0, seed=seed, num_workers=num_workers, device=device) for k, o in enumerate(splits)]
+    dls = [ImageDL(LabelledSet(x, y, size, c, stats, ds.vocab, None if k else aug, seed), bs=bs, shuffle=k==0,
+                   drop_last=k==0, seed=seed, num_workers=num_workers, device=device) for k, (x, y) in enumerate(parts)]
     return ImageLoaders(*dls, device=device)
+
+# %% ../nbs/00_data.ipynb #48c98a2e
+def _rand(shape, x, generator=None, low=0., high=1.):
+    "Uniform numbers on the device of `x`, drawn by `generator` where that lives"
+    dev = x.device if generator is None else generator.device
+    return (low + (high-low)*torch.rand(shape, generator=generator, device=dev)).to(x.device)
+
+# %% ../nbs/00_data.ipynb #106f2600
+def draw_crops(
+    x: torch.Tensor, # (bs,C,H,W); only shape and device matter
+    scale: tuple[float, float] = (.05, 1.), # area of the crop / area of the image
+    ratio: tuple[float, float] = (3/4, 4/3), # width / height of the crop, log-uniform
+    generator: torch.Generator | None = None, # None: torch's global one
+) -> torch.Tensor: # (bs,4): top, left, height, width, whole pixels
+    "One crop per image"
+    bs, (H, W) = len(x), x.shape[-2:]
+    area, r = H*W*_rand((bs, 10), x, generator, *scale), _rand((bs, 10), x, generator, *map(math.log, ratio)).exp()
+    u = _rand((bs, 2), x, generator)
+    w, h = (area*r).sqrt().round().clamp(min=1), (area/r).sqrt().round().clamp(min=1) # (bs, 10)
+    ok = (w <= W) & (h <= H)
+    first, none = ok.int().argmax(1, keepdim=True), ~ok.any(1)
+    fw, fh = min(W, round(H*ratio[1])), min(H, round(W/ratio[0]))
+    w = torch.where(none, float(fw), w.gather(1, first)[:, 0])
+    h = torch.where(none, float(fh), h.gather(1, first)[:, 0])
+    top  = torch.where(none, float((H-fh)//2), (u[:, 0]*(H-h+1)).floor().clamp(max=H-1))
+    left = torch.where(none, float((W-fw)//2), (u[:, 1]*(W-w+1)).floor().clamp(max=W-1))
+    return torch.stack([top, left, h, w], 1)
+
+# %% ../nbs/00_data.ipynb #76270f0f
+def crop_resize(
+    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
+    boxes: torch.Tensor, # (bs,4): top, left, height, width in pixels
+    size: tuple[int, int] | None = None, # (height, width) of the result; None: that of x
+) -> torch.Tensor: # (bs,C,*size), clamped to [0,1]
+    "Cut a box of its own out of each image and resize it (bicubic)"
+    bs, c, H, W = x.shape
+    t, l, h, w = boxes.unbind(1)
+    o = torch.zeros_like(t)
+    theta = torch.stack([w/W, o, (2*l+w)/W - 1, o, h/H, (2*t+h)/H - 1], 1).view(bs, 2, 3)
+    grid = F.affine_grid(theta, [bs, c, *(size or (H, W))], align_corners=False)
+    return F.grid_sample(x.float(), grid, mode='bicubic', padding_mode='border', align_corners=False).clamp(0, 1).to(x.dtype)
+
+# %% ../nbs/00_data.ipynb #529b382b
+def random_resized_crop(
+    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
+    scale: tuple[float, float] = (.05, 1.), # area of the crop / area of the image
+    ratio: tuple[float, float] = (3/4, 4/3), # width / height of the crop
+    size: tuple[int, int] | None = None, # (height, width) of the result; None: that of x
+    generator: torch.Generator | None = None, # None: torch's global one
+) -> torch.Tensor: # (bs,C,*size)
+    "A random part of each image, resized to the whole"
+    return crop_resize(x, draw_crops(x, scale, ratio, generator), size)
+
+# %% ../nbs/00_data.ipynb #16daa2b0
+def random_flip(
+    x: torch.Tensor, # (bs,C,H,W)
+    p: float = .5, # probability that an image is mirrored
+    generator: torch.Generator | None = None, # None: torch's global one
+) -> torch.Tensor: # (bs,C,H,W)
+    "Mirror each image left to right with probability `p`"
+    return torch.where(_rand((len(x), 1, 1, 1), x, generator) < p, x.flip(-1), x)
+
+# %% ../nbs/00_data.ipynb #30faf7fc
+def _grey(x):
+    "Luma (bs,1,H,W) of RGB images"
+    return (.299*x[:, 0] + .587*x[:, 1] + .114*x[:, 2])[:, None]
+
+def shift_hue(
+    x: torch.Tensor, # (bs,3,H,W) floats in [0,1]
+    by: torch.Tensor, # (bs,1,1), turns of the colour circle, -.5 .. .5
+) -> torch.Tensor: # (bs,3,H,W)
+    "Turn the hue of each image, by way of hue, saturation and value"
+    r, g, b = x.unbind(1)
+    v, lo = x.amax(1), x.amin(1)
+    d = v - lo
+    safe = torch.where(d == 0, 1., d)
+    h = torch.where(v == r, (g-b)/safe, torch.where(v == g, 2 + (b-r)/safe, 4 + (r-g)/safe)) # sixths of a turn
+    k = [(n + h + 6*by) % 6 for n in (5, 3, 1)]
+    return torch.stack([v - d*torch.minimum(o, 4-o).clamp(0, 1) for o in k], 1)
+
+# %% ../nbs/00_data.ipynb #36ee6419
+def color_jitter(
+    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
+    brightness: float = .1, # factor from 1 - this to 1 + this
+    contrast: float = .1, # the same, about the image's mean grey
+    saturation: float = .1, # the same, about each pixel's grey; RGB only
+    hue: float = .01, # turns of the colour circle, from -this to this; RGB only
+    p: float = .3, # probability that an image is changed at all
+    generator: torch.Generator | None = None, # None: torch's global one
+) -> torch.Tensor: # (bs,C,H,W)
+    "Brightness, contrast, saturation and hue of each image, changed by its own amounts"
+    u = _rand((5, len(x), 1, 1, 1), x, generator, -1., 1.)
+    rgb = x.shape[1] == 3
+    y = (x*(1 + brightness*u[0])).clamp(0, 1)
+    m = (_grey(y) if rgb else y).mean((1, 2, 3), keepdim=True)
+    y = (m + (y-m)*(1 + contrast*u[1])).clamp(0, 1)
+    if rgb:
+        g = _grey(y)
+        y = shift_hue((g + (y-g)*(1 + saturation*u[2])).clamp(0, 1), hue*u[3, :, 0])
+    return torch.where(u[4] < 2*p - 1, y, x).to(x.dtype)
+
+# %% ../nbs/00_data.ipynb #880292f8
+def gaussian_blur(
+    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
+    sigma: tuple[float, float] = (.1, 2.), # px, drawn per image
+    p: float = .1, # probability that an image is blurred
+    generator: torch.Generator | None = None, # None: torch's global one
+) -> torch.Tensor: # (bs,C,H,W)
+    "Blur each image by a width of its own, with probability `p`"
+    bs, (H, W), r = len(x), x.shape[-2:], math.ceil(3*sigma[1])
+    s, u = _rand((bs, 1), x, generator, *sigma), _rand((bs, 1, 1, 1), x, generator)
+    w = (-(torch.arange(-r, r+1, device=x.device)/s)**2/2).exp()
+    w = (w/w.sum(1, keepdim=True))[..., None, None, None] # (bs,2r+1,1,1,1)
+    y = F.pad(x, (r, r, r, r), mode='replicate')
+    y = sum(w[:, i]*y[..., i:i+W] for i in range(2*r+1))
+    y = sum(w[:, i]*y[..., i:i+H, :] for i in range(2*r+1))
+    return torch.where(u < p, y, x).to(x.dtype)
