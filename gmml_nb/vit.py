@@ -87,8 +87,8 @@ def build_args(
     kwargs:dict, # Arguments of `timm.create_model`, those that are None left to timm
 ) -> dict:       # What `timm.create_model(arch, **o)` needs to build the model again
     "The arguments that shape a model, as JSON can hold them; `ValueError` for those that it cannot"
-    o = {k: list(v) if isinstance(v, tuple) else v for k,v in kwargs.items()
-         if v is not None and not k.startswith(('pretrained', 'checkpoint', 'cache_dir'))}
+    skip = ('pretrained', 'checkpoint', 'cache_dir', 'num_classes', 'drop_path')
+    o = {k: list(v) if isinstance(v, tuple) else v for k,v in kwargs.items() if v is not None and not k.startswith(skip)}
     for k,v in o.items():
         try: json.dumps(v)
         except TypeError as e: raise ValueError(f'{k}={v!r} cannot be written to config.json: give numbers and '
@@ -111,7 +111,7 @@ class GMMLEncoder(nn.Module):
         super().__init__()
         self.arch,stored = resolve_arch(arch)
         args = dict(in_chans=in_chans, img_size=img_size, patch_size=patch_size, **kwargs)
-        self.model_args = {**stored, **build_args(args)}
+        self.model_args = build_args({**stored, **{k:v for k,v in args.items() if v is not None}})
         self.vit = timm.create_model(arch, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path, **args)
         self.model_args.update(keep_norm(self.vit, arch))
         self.img_size,self.grid,self.patch_size = image_geometry(self.vit)
