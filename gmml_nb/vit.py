@@ -88,7 +88,8 @@ def build_args(
 ) -> dict:       # What `timm.create_model(arch, **o)` needs to build the model again
     "The arguments that shape a model, as JSON can hold them; `ValueError` for those that it cannot"
     skip = ('pretrained', 'checkpoint', 'cache_dir', 'num_classes', 'drop_path')
-    o = {k: list(v) if isinstance(v, tuple) else v for k,v in kwargs.items() if v is not None and not k.startswith(skip)}
+    o = {k: list(v) if isinstance(v, tuple) else v
+         for k,v in kwargs.items() if v is not None and not k.startswith(skip)}
     for k,v in o.items():
         try: json.dumps(v)
         except TypeError as e: raise ValueError(f'{k}={v!r} cannot be written to config.json: give numbers and '
