@@ -5,3 +5,6 @@ from .corruption import *
 from .vit import *
 from .decoder import *
 from .loss import *
+from .pretrain import *
+from .finetune import *
+from .evaluate import *
