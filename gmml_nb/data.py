@@ -232,8 +232,8 @@ def decode_files(
         if keep == 'fitted': out[i] = x
         if keep == 'wide': wide[i] = img
     with ThreadPoolExecutor(_threads()) as ex:
-        todo = ex.map(one, range(n))
-        for _ in progress_bar(todo, total=n) if n > 500 else todo: pass
+        some = [range(i, min(n, i+64)) for i in range(0, n, 64)]
+        for o in progress_bar(some) if n > 500 else some: list(ex.map(one, o))
     _report([(files[i], why[i]) for i in sorted(why)], on_error, n)
     ok = np.array([i for i in range(n) if i not in why])
     if why: out, mom, wide = out[ok] if keep == 'fitted' else out, mom[ok], [wide[i] for i in ok]
@@ -554,6 +554,7 @@ class ImageSet:
         "The same without images: what `Learner.export` keeps"
         res = type(self).__new__(type(self))
         res.__dict__.update(self.__dict__, items=[])
+        if getattr(res, 'labels', None) is not None: res.labels = res.labels[:0]
         return res
 
 # %% ../nbs/00_data.ipynb #d10fab26
@@ -930,7 +931,7 @@ def _load_labelled(ds, splits, size, in_chans, cache, on_error):
         return parts, image_moments(fit_batch(parts[0][0], size))
     c, every = _file_channels(in_chans), np.concatenate(splits)
     part, files = np.repeat(np.arange(len(splits)), [len(o) for o in splits]), _take(ds.items, every)
-    keep = 'wide' if _fits(_wide_bytes(files, size, c), cache) else None
+    keep = 'wide' if _fits(_wide_bytes(files, size, c) if cache else 0, cache) else None
     imgs, mom, ok = decode_files(files, size, c, keep, on_error)
     imgs, part, y = imgs or _take(files, ok), part[ok], ds.labels[every][ok]
     if not (part == 0).any(): raise ValueError("no training image can be read")
