@@ -13,6 +13,7 @@ import math
 from numbers import Real
 from dataclasses import dataclass, fields
 from functools import partial, reduce
+from operator import or_
 from fastcore.basics import patch
 import torch
 from torch import Tensor
@@ -66,8 +67,8 @@ def first_cover(
     for k in range(r.shape[1]):
         over = r[:,k,:,None] & c[:,k,None,:] # the rectangles over each cell, (bs, h, w)
         first = (-over).bitwise_and_(over).float().view(torch.int32) # its lowest bit, as a float's bits
-        first >>= 23; first -= 127 # the exponent; none: -127
-        first &= 0x7fffff; first += 31*k # & makes -127 a large number. In place: several times faster
+        first >>= 23; first -= 127 # in place, which is several times faster: the exponent; -127 if none
+        first &= 0x7fffff; first += 31*k # & makes -127 a large number
         order = torch.minimum(order, first)
     return order
 
@@ -91,7 +92,7 @@ def _n_rectangles(cells, ratio, max_side):
     for g in cells:
         longest = max(1, round(max_side*g))
         hit *= sum(s/(g+s-1) for s in range(1, longest+1)) / longest
-    left = max(1-ratio, .5/math.prod(cells)) # fraction not covered at the end
+    left = max(1-ratio, .02) # fraction not covered at the end
     return 31*math.ceil((10 + 1.5*math.log(left)/math.log1p(-min(hit, .999)))/31)
 
 # %% ../nbs/10_corruption.ipynb #d80450d7
@@ -273,7 +274,7 @@ class Combine(Alien):
     ):
         if not aliens: raise ValueError('Combine needs at least one alien concept')
         for o in aliens:
-            if not isinstance(o, Alien): raise ValueError(f'{o!r} is no alien concept: give Zeros(...), Noise(...), ...')
+            if not isinstance(o, Alien): raise ValueError(f'{o!r} is no alien concept: give Zeros(...) or such')
         p = (1/len(aliens),)*len(aliens) if p is None else tuple(p)
         if len(p) != len(aliens) or min(p) < 0 or abs(sum(p)-1) > 1e-6:
             raise ValueError(f'p is {p}: give {len(aliens)} probabilities, none negative, that sum to 1')
@@ -307,7 +308,7 @@ def chosen(self:Combine, draws):
 @patch
 def mask(self:Combine, draws, shape, patch_size):
     "bool `(bs, 1, H, W)`"
-    return reduce(torch.logical_or, [is_it & o.mask(own, shape, patch_size) for o,is_it,own in self.chosen(draws)])
+    return reduce(or_, [is_it & o.mask(own, shape, patch_size) for o,is_it,own in self.chosen(draws)])
 
 @patch
 def fill(self:Combine, x, draws, donors=None):
