@@ -1,4 +1,4 @@
-"""Recipes, the GMML callback, and a fastai Learner that restores corrupted images
+"""Recipes, the GMML callback, and a fastai `Learner` that restores corrupted images
 
 Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 
@@ -6,8 +6,8 @@ Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'ACTS', 'LOSSES', 'Recipe', 'known', 'override', 'get_recipe', 'make_alien', 'augment', 'GMML', 'to_float',
-           'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'decay_groups', 'gmml_learner', 'warmup_cosine', 'own_rng',
-           'check_run', 'Checkpoint', 'rng_state', 'set_rng_state']
+           'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'decay_groups', 'gmml_learner', 'warmup_cosine', 'check_run',
+           'own_rng', 'Checkpoint', 'rng_state', 'set_rng_state']
 
 # %% ../nbs/50_pretrain.ipynb #f1d31c0e
 import difflib, json, math, os, shutil, tempfile, time
@@ -60,6 +60,7 @@ class Recipe:
     decoder_layers: int = 2              # pointwise layers of the decoder
     decoder_act: str = 'relu'            # activation after each: 'relu' or 'gelu'
     drop_path: float = .1                # stochastic depth of the last block
+    pos_init: str = 'random'             # start of the learnable position embedding: 'random' or 'sincos'
     loss: str = 'l1'                     # 'l1' (equation 1) or 'l2', on the corrupted pixels
     lr: float = 5e-4                     # peak learning rate of a batch of 256 images; it grows with the batch
     lr_end: float = 1e-6                 # last learning rate
@@ -142,25 +143,6 @@ class GMML(Callback):
         store_attr()
         self.alien,self.generator = make_alien(recipe),None
 
-# %% ../nbs/50_pretrain.ipynb #0fdc3bf8
-@patch
-def before_fit(self:GMML):
-    "Make the generator once, on the device that trains; count held-out corruption right whatever the batch size"
-    dev = next(self.model.parameters()).device
-    if self.generator is None or self.generator.device != dev:
-        self.generator = torch.Generator(dev).manual_seed(self.seed + rank_distrib())
-    rec = vars(self.learn.recorder)   # fastai warns of a recorder's `loss` that is set in the open
-    self.old_loss,rec['loss'] = rec['loss'],AvgMaskedLoss()
-
-@patch
-def after_fit(self:GMML): vars(self.learn.recorder)['loss'] = self.old_loss
-
-@patch
-def before_validate(self:GMML):
-    "Indices of the images that the held-out loader will yield"
-    self.idxs = list(self.dl.get_idxs()) if hasattr(self.dl, 'get_idxs') else range(sum(len(b[0]) for b in self.dl))
-    self.seen,self.donors = 0,self.held_out()
-
 # %% ../nbs/50_pretrain.ipynb #16420718
 def to_float(
     x:torch.Tensor, # Images, uint8 or float 0-1
@@ -204,7 +186,7 @@ def held_out(self:GMML,
 ):              # Normalised (n, C, H, W), on the device that trains
     "The first held-out images, or training images where none are held out"
     ds = (self.dls.valid if len(self.dls.valid) else self.dls.train).dataset
-    x = ds.images(range(min(n or self.chunk, len(ds)))).to(self.dls.device)
+    x = ds.batch(range(min(n or self.chunk, len(ds))))[0].to(self.dls.device)
     return self.normalise(to_float(x))
 
 # %% ../nbs/50_pretrain.ipynb #54fb328f
@@ -223,6 +205,25 @@ def fixed_draws(self:GMML,
     pool = len(self.donors)
     donor = (torch.as_tensor(idxs) + 1 + (u[rows]*(pool-1)).long()) % pool
     return {k: torch.cat([d[k] for d in draws])[rows].to(x.device) for k in draws[0]}, self.donors[donor.to(x.device)]
+
+# %% ../nbs/50_pretrain.ipynb #f5ca25fd
+@patch
+def before_fit(self:GMML):
+    "Make the generator once, on the device that trains; count held-out corruption right whatever the batch size"
+    dev = next(self.model.parameters()).device
+    if self.generator is None or self.generator.device != dev:
+        self.generator = torch.Generator(dev).manual_seed(self.seed + rank_distrib())
+    rec = vars(self.learn.recorder)   # fastai warns of a recorder's `loss` that is set in the open
+    self.old_loss,rec['loss'] = rec['loss'],AvgMaskedLoss()
+
+@patch
+def after_fit(self:GMML): vars(self.learn.recorder)['loss'] = self.old_loss
+
+@patch
+def before_validate(self:GMML):
+    "Indices of the images that the held-out loader will yield"
+    self.idxs = list(self.dl.get_idxs()) if hasattr(self.dl, 'get_idxs') else range(sum(len(b[0]) for b in self.dl))
+    self.seen,self.donors = 0,self.held_out()
 
 # %% ../nbs/50_pretrain.ipynb #0c88164a
 @patch
@@ -296,7 +297,7 @@ def gmml_learner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=size, patch_size=patch_size,
-                          drop_path=r.drop_path, **(model_args or {}))
+                          drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
         act = ACTS[known(r.decoder_act, ACTS, 'activation')]
         dec = PointwiseDecoder(enc.dim, dls.in_chans, enc.patch_size, r.decoder_layers, act)
     loss = LOSSES[known(r.loss, LOSSES, 'loss')]()
@@ -333,6 +334,39 @@ def gmml_scheds(self:Learner,
     return dict(lr=warmup_cosine(r.lr_end, lr, r.lr_end, min(r.warmup/n_epoch, .1)),
                 wd=partial(_decayed, start=r.wd, end=r.wd_end))
 
+# %% ../nbs/50_pretrain.ipynb #80239f35
+@patch
+def gmml_cost(self:Learner,
+    n_epoch:int, # Length of the run
+) -> str:        # A line to print
+    "Images, steps and time of a run, from two steps on blank images whose gradients are thrown away"
+    dl,cb = self.dls.train,self.gmml
+    bs,dev = min(self.dls.bs, len(dl.dataset)),self.dls.device
+    x = torch.zeros(bs*cb.recipe.views, self.dls.in_chans, *self.dls.size, device=dev)
+    model = self.model.to(dev).train()
+    secs = []
+    with torch.random.fork_rng():
+        for _ in range(2):
+            t = time.perf_counter()
+            corrupted,mask = cb.alien(x, cb.patch_size)
+            loss = self.loss_func(model(corrupted), x, mask)
+            loss.backward()
+            loss.item()
+            secs.append(time.perf_counter() - t)
+    self.model.zero_grad()
+    steps = n_epoch*len(dl)
+    return f'{len(dl.dataset):,} images, {n_epoch} epochs, {steps:,} steps of {bs*max(1, num_distrib())}: about {format_time(min(secs)*steps)} on {dev}'
+
+# %% ../nbs/50_pretrain.ipynb #dfdeaab0
+def check_run(
+    learn:Learner, # From `gmml_learner`
+    n_epoch:int,   # Length of the run
+):
+    "Raise a `ValueError` before a run that could not train"
+    if not hasattr(learn, 'gmml'): raise ValueError('fit_gmml needs a learner from gmml_learner')
+    if not isinstance(n_epoch, int) or n_epoch < 1: raise ValueError(f'n_epoch={n_epoch!r}: give a whole number, 1 or more')
+    if not len(learn.dls.train): raise ValueError(f'no whole batch of {learn.dls.bs} in {len(learn.dls.train.dataset)} images: lower bs')
+
 # %% ../nbs/50_pretrain.ipynb #f850f33c
 @contextmanager
 def own_rng(
@@ -358,38 +392,39 @@ def fit_gmml(self:Learner,
     if checkpoint is not None: cbs.append(Checkpoint(checkpoint, asdict(self.gmml.recipe)))
     with own_rng(self.gmml.seed): self.fit(n_epoch, cbs=cbs, reset_opt=True)
 
-# %% ../nbs/50_pretrain.ipynb #5d37bce9
+# %% ../nbs/50_pretrain.ipynb #1a672a3a
 @patch
-def gmml_cost(self:Learner,
-    n_epoch:int, # Length of the run
-) -> str:        # A line to print
-    "Images, steps and time of a run, from two steps on blank images whose gradients are thrown away"
-    dl,cb = self.dls.train,self.gmml
-    bs,dev = min(self.dls.bs, len(dl.dataset)),self.dls.device
-    x = torch.zeros(bs*cb.recipe.views, self.dls.in_chans, *self.dls.size, device=dev)
-    model = self.model.to(dev).train()
-    secs = []
-    with torch.random.fork_rng():
-        for _ in range(2):
-            t = time.perf_counter()
-            corrupted,mask = cb.alien(x, cb.patch_size)
-            loss = self.loss_func(model(corrupted), x, mask)
-            loss.backward()
-            loss.item()
-            secs.append(time.perf_counter() - t)
-    self.model.zero_grad()
-    steps = n_epoch*len(dl)
-    return f'{len(dl.dataset):,} images, {n_epoch} epochs, {steps:,} steps of {bs*max(1, num_distrib())}: about {format_time(min(secs)*steps)} on {dev}'
+def reconstruct(self:Learner,
+    n:int=8, # Images
+) -> dict:   # `clean`, `corrupted`, `restored` (n, C, H, W), 0-1, and `mask` (n, 1, H, W)
+    "The first `n` held-out images, corrupted as in validation, and what the model makes of them"
+    cb = self.gmml
+    x,cb.donors = cb.held_out(n),cb.held_out()
+    corrupted,mask = cb.corrupt(x, range(len(x)))
+    training = self.model.training
+    with torch.no_grad(): restored = self.model.to(x.device).eval()(corrupted)
+    self.model.train(training)
+    show = {k: cb.denormalise(v).cpu() for k,v in dict(clean=x, corrupted=corrupted, restored=restored).items()}
+    return dict(show, mask=mask.cpu())
 
-# %% ../nbs/50_pretrain.ipynb #74bed009
-def check_run(
-    learn:Learner, # From `gmml_learner`
-    n_epoch:int,   # Length of the run
+# %% ../nbs/50_pretrain.ipynb #02c6b5e4
+@patch
+def show_reconstructions(self:Learner,
+    n:int=8,       # Images
+    figsize=None,  # Inches; None: one inch an image
 ):
-    "Raise a `ValueError` before a run that could not train"
-    if not hasattr(learn, 'gmml'): raise ValueError('fit_gmml needs a learner from gmml_learner')
-    if not isinstance(n_epoch, int) or n_epoch < 1: raise ValueError(f'n_epoch={n_epoch!r}: give a whole number, 1 or more')
-    if not len(learn.dls.train): raise ValueError(f'no whole batch of {learn.dls.bs} in {len(learn.dls.train.dataset)} images: lower bs')
+    "Originals, what the encoder sees, and what it restores, a column each"
+    o = self.reconstruct(n)
+    rows = ['clean', 'corrupted', 'restored']
+    n = len(o['clean'])
+    fig,axs = plt.subplots(3, n, figsize=figsize or (n, 3.2), squeeze=False)
+    for k,axr in zip(rows, axs):
+        for x,ax in zip(o[k], axr):
+            ax.imshow(x.permute(1, 2, 0) if len(x) == 3 else x[0], cmap='gray', vmin=0, vmax=1)
+            ax.set_xticks([]), ax.set_yticks([])
+        axr[0].set_ylabel(k)
+    fig.tight_layout(pad=.3)
+    return fig
 
 # %% ../nbs/50_pretrain.ipynb #e3c7c932
 class Checkpoint(Callback):
@@ -473,40 +508,6 @@ def set_rng_state(
     torch.set_rng_state(state['torch'])
     if 'cuda' in state and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
     if 'gmml' in state: learn.gmml.generator.set_state(state['gmml'])
-
-# %% ../nbs/50_pretrain.ipynb #19770942
-@patch
-def reconstruct(self:Learner,
-    n:int=8, # Images
-) -> dict:   # `clean`, `corrupted`, `restored` (n, C, H, W), 0-1, and `mask` (n, 1, H, W)
-    "The first `n` held-out images, corrupted as in validation, and what the model makes of them"
-    cb = self.gmml
-    x,cb.donors = cb.held_out(n),cb.held_out()
-    corrupted,mask = cb.corrupt(x, range(len(x)))
-    training = self.model.training
-    with torch.no_grad(): restored = self.model.to(x.device).eval()(corrupted)
-    self.model.train(training)
-    show = {k: cb.denormalise(v).cpu() for k,v in dict(clean=x, corrupted=corrupted, restored=restored).items()}
-    return dict(show, mask=mask.cpu())
-
-# %% ../nbs/50_pretrain.ipynb #912a37fd
-@patch
-def show_reconstructions(self:Learner,
-    n:int=8,       # Images
-    figsize=None,  # Inches; None: one inch an image
-):
-    "Originals, what the encoder sees, and what it restores, a column each"
-    o = self.reconstruct(n)
-    rows = ['clean', 'corrupted', 'restored']
-    n = len(o['clean'])
-    fig,axs = plt.subplots(3, n, figsize=figsize or (n, 3.2), squeeze=False)
-    for k,axr in zip(rows, axs):
-        for x,ax in zip(o[k], axr):
-            ax.imshow(x.permute(1, 2, 0) if len(x) == 3 else x[0], cmap='gray', vmin=0, vmax=1)
-            ax.set_xticks([]), ax.set_yticks([])
-        axr[0].set_ylabel(k)
-    fig.tight_layout(pad=.3)
-    return fig
 
 # %% ../nbs/50_pretrain.ipynb #80f5fa32
 @patch
