@@ -37,7 +37,7 @@ from fastcore.script import anno_parser, call_parse, is_cli
 from fastprogress.fastprogress import progress_bar
 from timm.models import save_for_hf
 import gmml_nb
-from .data import AUGMENTS, DATASETS, finetune_dls, get_dataset, pretrain_dls, _labelled as labelled_source
+from .data import AUGMENTS, DATASETS, as_labelled, finetune_dls, get_dataset, pretrain_dls
 from .vit import GMMLEncoder, check_blocks, upper_blocks
 from .pretrain import LOSSES, get_recipe, gmml_learner, known, make_alien, override
 from .finetune import FINETUNE_RECIPES, encoder_source, finetune_learner
@@ -133,6 +133,24 @@ def typed_options(
     p.set_defaults(**dict.fromkeys(names, unset))
     return {k: v for k,v in vars(p.parse_args()).items() if k in names and v is not unset}
 
+# %% ../nbs/95_cli.ipynb #b84836c4
+def failed(
+    e:BaseException, # What ended a command
+) -> int:            # Exit status
+    "Say in one line why a command ended"
+    who = f'process {rank_distrib()}: ' if rank_distrib() else ''
+    stop = isinstance(e, KeyboardInterrupt)
+    print(f'{who}stopped; a pretraining goes on when the same command runs again' if stop else f'{who}error: {e}', file=sys.stderr)
+    return 130 if stop else 2
+
+@contextmanager
+def alone_speaks():
+    "Of several processes, only the first one prints"
+    if not rank_distrib():
+        yield
+        return
+    with open(os.devnull, 'w') as f, redirect_stdout(f): yield
+
 # %% ../nbs/95_cli.ipynb #70d7ce5d
 def command(
     f, # Function with `data` and `settings` among its parameters
@@ -150,24 +168,6 @@ def command(
         except (ValueError, FloatingPointError, KeyboardInterrupt) as e: return failed(e)
         finally: teardown_distrib()
     return call_parse(_f, pos=['data'])
-
-# %% ../nbs/95_cli.ipynb #b42c2e69
-def failed(
-    e:BaseException, # What ended a command
-) -> int:            # Exit status
-    "Say in one line why a command ended"
-    who = f'process {rank_distrib()}: ' if rank_distrib() else ''
-    stop = isinstance(e, KeyboardInterrupt)
-    print(f'{who}stopped; a pretraining goes on when the same command runs again' if stop else f'{who}error: {e}', file=sys.stderr)
-    return 130 if stop else 2
-
-@contextmanager
-def alone_speaks():
-    "Of several processes, only the first one prints"
-    if not rank_distrib():
-        yield
-        return
-    with open(os.devnull, 'w') as f, redirect_stdout(f): yield
 
 # %% ../nbs/95_cli.ipynb #dac5b848
 def show_settings(
@@ -349,15 +349,7 @@ def gmml_pretrain(
     print(f"encoder: timm.create_model('local-dir:{o.out}', pretrained=True)")
     return learn
 
-# %% ../nbs/95_cli.ipynb #42f94dcf
-def top_5(
-    pred, # Scores (n, classes)
-    targ, # Classes (n,)
-):        # Share, 0-1
-    "Share of images whose class is among the five with the highest scores"
-    return top_k_accuracy(pred, targ, k=min(5, pred.shape[-1]))
-
-# %% ../nbs/95_cli.ipynb #50807687
+# %% ../nbs/95_cli.ipynb #6f6525a6
 def check_encoder(
     encoder,        # Folder, timm name, or None
     arch:str=None,  # timm name
@@ -374,6 +366,14 @@ def check_encoder(
     if not folder or not folder.is_dir(): return name, args, None
     cfg = json.loads((folder/'config.json').read_text()).get('pretrained_cfg') or {}
     return name, args, (cfg['mean'], cfg['std']) if {'mean', 'std'} <= cfg.keys() else None
+
+# %% ../nbs/95_cli.ipynb #42f94dcf
+def top_5(
+    pred, # Scores (n, classes)
+    targ, # Classes (n,)
+):        # Share, 0-1
+    "Share of images whose class is among the five with the highest scores"
+    return top_k_accuracy(pred, targ, k=min(5, pred.shape[-1]))
 
 # %% ../nbs/95_cli.ipynb #4f06877c
 def save_classifier(
@@ -425,6 +425,20 @@ def save_confusion(
     interp.plot_confusion_matrix(figsize=(s, s), plot_txt=n <= 30)
     save_figure(plt.gcf(), file)
 
+# %% ../nbs/95_cli.ipynb #98cbdfb3
+def write_classifier(
+    learn:Learner,   # Fine-tuned
+    o,               # Options of `gmml_finetune`
+    model_args:dict, # What timm needs to build the model
+) -> dict:           # From `measure`
+    "Measure and write all of a fine-tuning run"
+    out,results = Path(o.out),measure(learn)
+    save_classifier(learn, out, model_args)
+    save_settings(out, 'gmml_finetune', vars(o), recipe=asdict(learn.recipe), vocab=list(map(str, learn.dls.vocab)), results=results)
+    save_history(learn, out/'history.csv')
+    save_confusion(learn, out/'confusion.png')
+    return results
+
 # %% ../nbs/95_cli.ipynb #c56d645c
 def run_finetune(
     o, # Options of `gmml_finetune`, as a namespace
@@ -447,20 +461,6 @@ def run_finetune(
     with all_processes(learn, o.fp16, o.bf16): learn.fit_finetune(o.epochs)
     if rank_distrib(): return learn, {}
     return learn, write_classifier(learn, o, args)
-
-# %% ../nbs/95_cli.ipynb #9487ab46
-def write_classifier(
-    learn:Learner,   # Fine-tuned
-    o,               # Options of `gmml_finetune`
-    model_args:dict, # What timm needs to build the model
-) -> dict:           # From `measure`
-    "Measure and write all of a fine-tuning run"
-    out,results = Path(o.out),measure(learn)
-    save_classifier(learn, out, model_args)
-    save_settings(out, 'gmml_finetune', vars(o), recipe=asdict(learn.recipe), vocab=list(map(str, learn.dls.vocab)), results=results)
-    save_history(learn, out/'history.csv')
-    save_confusion(learn, out/'confusion.png')
-    return results
 
 # %% ../nbs/95_cli.ipynb #4a787824
 @command
@@ -537,7 +537,7 @@ def demo_source(
 ):             # `Labelled`
     "Labelled images, or a `ValueError` that says what the demo needs"
     source = source_of(data, root)
-    try: return labelled_source(source)
+    try: return as_labelled(source)
     except ValueError as e:
         raise ValueError(f'{e}. gmml_demo measures accuracy, so it needs labels: a folder that holds one folder of images for each class, '
                          'such as photos/cat and photos/dog. Without labels, gmml_pretrain is the command') from e
