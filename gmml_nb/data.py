@@ -8,8 +8,9 @@ Docs: https://gmml-nb.github.io/gmml_nb/data.html.md"""
 __all__ = ['IMAGE_SUFFIXES', 'DATASETS', 'AUGMENTS', 'image_files', 'plain_image', 'read_image', 'to_pil', 'from_pil',
            'fit_image', 'fit_batch', 'as_images', 'image_moments', 'stats_of', 'in_threads', 'decode_files',
            'free_memory', 'class_order', 'Labelled', 'DatasetSpec', 'read_idx', 'get_dataset', 'ImageSet', 'ImageDL',
-           'ImageLoaders', 'pretrain_dls', 'Augment', 'own_seeds', 'LabelledSet', 'finetune_dls', 'draw_crops',
-           'crop_resize', 'random_resized_crop', 'random_flip', 'shift_hue', 'color_jitter', 'gaussian_blur']
+           'ImageLoaders', 'pretrain_dls', 'Augment', 'own_seeds', 'LabelledSet', 'as_labelled', 'finetune_dls',
+           'draw_crops', 'crop_resize', 'random_resized_crop', 'random_flip', 'shift_hue', 'color_jitter',
+           'gaussian_blur']
 
 # %% ../nbs/00_data.ipynb #c056a9c5
 import difflib, gzip, math, os, random, warnings
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.external import URLs, untar_data
-from fastai.data.transforms import Category
+from fastai.data.transforms import Category, CategoryMap
 from fastai.distributed import DistributedDL
 from fastai.torch_core import TensorCategory, TensorImage, apply, default_device, find_bs, to_cpu
 from fastai.torch_core import to_detach as detach
@@ -804,7 +805,8 @@ class LabelledSet(ImageSet):
     def __init__(self, items, labels, size, in_chans, stats, vocab, augment=None, seed=42):
         super().__init__(items, size, in_chans, stats)
         self.labels = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.long)
-        self.vocab, self.augment, self.seed = vocab, augment, seed
+        self.vocab = vocab if isinstance(vocab, CategoryMap) else CategoryMap(vocab, sort=False)
+        self.augment, self.seed = augment, seed
     @property
     def c(self): return len(self.vocab)
     def one(self, i):
@@ -877,8 +879,10 @@ def _frame(df):
     return list(map(str, files)), names.tolist(), {k: o for k, o in parts.items() if len(o)}
 
 # %% ../nbs/00_data.ipynb #f11577b8
-def _labelled(source):
-    "Any labelled source as a `Labelled`"
+def as_labelled(
+    source, # folder of class folders, data frame, dataset's name, (array, labels), or a `Labelled`
+) -> Labelled:
+    "Any labelled source as items, class indices, class names and splits"
     source = _named(source)
     if isinstance(source, Labelled): return source
     if isinstance(source, Path): items, names, splits = _split_folder(source)
@@ -956,7 +960,7 @@ def finetune_dls(
     device=None, # of the batches; None: the GPU if there is one
 ) -> ImageLoaders: # `.train`, `.valid`, `.test` (or None); `.vocab`, `.c`, `.stats`, `.size`, `.in_chans`
     "Loaders of normalised images and classes; only the training images are augmented"
-    size, bs, device, ds = _size(size), _bs(bs), device or default_device(), _labelled(source)
+    size, bs, device, ds = _size(size), _bs(bs), device or default_device(), as_labelled(source)
     splits = _finetune_splits(ds, idxs, valid_pct, labels, seed)
     parts, mom = _load_labelled(ds, splits, size, in_chans, cache, on_error)
     c = mom.shape[1]

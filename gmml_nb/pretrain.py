@@ -6,8 +6,8 @@ Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'ACTS', 'LOSSES', 'Recipe', 'known', 'override', 'get_recipe', 'make_alien', 'augment', 'GMML', 'to_float',
-           'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'decay_groups', 'gmml_learner', 'warmup_cosine', 'check_run',
-           'own_rng', 'Checkpoint', 'rng_state', 'set_rng_state']
+           'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'SkipValidation', 'decay_groups', 'gmml_learner',
+           'warmup_cosine', 'check_run', 'own_rng', 'Checkpoint', 'rng_state', 'set_rng_state']
 
 # %% ../nbs/50_pretrain.ipynb #f1d31c0e
 import difflib, json, math, os, shutil, tempfile, time
@@ -23,7 +23,7 @@ from torch import nn
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from fastcore.all import listify, noop, patch, store_attr
-from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.core import Callback, CancelEpochException, CancelValidException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
@@ -269,6 +269,15 @@ class StopOnNonFinite(Callback):
         raise FloatingPointError(f'the loss is {self.loss.item()} at step {self.train_iter} (epoch {self.epoch}), '
             f'learning rate {self.opt.hypers[0]["lr"]:.3g}. Lower the rate (lr=), or go on in fp32 or bf16')
 
+# %% ../nbs/50_pretrain.ipynb #f7186805
+class SkipValidation(Callback):
+    "Train without validation, and without its columns in the log"
+    order = CastToTensor.order
+    def before_fit(self):
+        self.old,self.learn.recorder.valid_metrics = self.learn.recorder.valid_metrics,False
+    def after_fit(self): self.learn.recorder.valid_metrics = self.old
+    def before_validate(self): raise CancelValidException
+
 # %% ../nbs/50_pretrain.ipynb #80206da8
 def decay_groups(
     model:nn.Module, # Any model
@@ -301,7 +310,8 @@ def gmml_learner(
         act = ACTS[known(r.decoder_act, ACTS, 'activation')]
         dec = PointwiseDecoder(enc.dim, dls.in_chans, enc.patch_size, r.decoder_layers, act)
     loss = LOSSES[known(r.loss, LOSSES, 'loss')]()
-    cbs = [GMML(r, enc.patch_size, dls.stats, seed), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []), *listify(cbs)]
+    cbs = [GMML(r, enc.patch_size, dls.stats, seed), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
+           *([] if len(dls.valid) else [SkipValidation()]), *listify(cbs)]
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True)
     return Learner(dls, GMMLAutoencoder(enc, dec), loss, opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
 ACTS = dict(relu=nn.ReLU, gelu=nn.GELU)
