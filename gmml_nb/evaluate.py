@@ -187,13 +187,13 @@ def same_run(row, key, start, seed):
 def summary(
     df:pd.DataFrame, # From `compare_starts` or `read_results`
 ) -> pd.DataFrame:   # A row for each start
-    "Mean accuracy of each start, %, with a 95 % interval over seeds, and its images and seconds"
+    "Mean accuracy of each start, %, with a 95 % interval over seeds, and the images it has seen"
     rows = []
     for start in [s for s in STARTS if s in set(df.start)]:
         d = df[df.start == start]
         mean,half = interval(100*d.value)
         rows.append({'start': STARTS[start], 'accuracy': round(mean, 1), '± 95 %': round(half, 1), 'seeds': len(d),
-            'images pretraining': int(d.images_pretraining.mean()), 'images fine-tuning': int(d.images_finetuning.mean()),
+            'seen in pretraining': int(d.images_pretraining.mean()), 'seen in fine-tuning': int(d.images_finetuning.mean()),
             'seconds': round(d.seconds.mean())})
     return pd.DataFrame(rows).set_index('start')
 
