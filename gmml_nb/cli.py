@@ -162,12 +162,13 @@ def command(
         return {**saved, **o}
     @wraps(f)
     def _f(*args, **kwargs):
-        if not is_cli(): return f(**filled(inspect.signature(f).bind(*args, **kwargs).arguments))
+        if not is_cli(cmd): return f(**filled(inspect.signature(f).bind(*args, **kwargs).arguments))   # from Python
         try:
             with alone_speaks(): f(**filled(typed_options(f)))
         except (ValueError, FloatingPointError, KeyboardInterrupt) as e: return failed(e)
         finally: teardown_distrib()
-    return call_parse(_f, pos=['data'])
+    cmd = call_parse(_f, pos=['data'])
+    return cmd
 
 # %% ../nbs/95_cli.ipynb #dac5b848
 def show_settings(
@@ -192,7 +193,8 @@ def check_model(
     try:
         with torch.device('meta'): enc = GMMLEncoder(arch, 1, drop_path=r.drop_path, **args)
     except (AssertionError, TypeError, RuntimeError, ZeroDivisionError) as e:
-        raise ValueError(f'timm cannot build {arch!r} with {given(**args)}: {e}') from e
+        raise ValueError(f'timm cannot build {arch!r} with {given(**args)}: {e}. The architecture must be a timm '
+                         'VisionTransformer, such as vit_small_patch16_224') from e
     depth = len(enc.vit.blocks)
     if blocks is None and r.blocks == get_recipe().blocks and depth != 12: blocks = upper_blocks(depth)
     return override(r, blocks=check_blocks(r.blocks if blocks is None else numbers(blocks, 'blocks'), depth))
