@@ -8,3 +8,4 @@ from .loss import *
 from .pretrain import *
 from .finetune import *
 from .evaluate import *
+from .benchmark import *

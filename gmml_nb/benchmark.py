@@ -80,21 +80,19 @@ def bare(self:StepParts):
 def interleaved(
     parts:StepParts, # What is timed
     repeats:int=7,   # Turns
-    seed:int=0,      # Of corruption and stochastic depth
 ) -> pd.DataFrame:   # Seconds: a row a turn, a column a name
     "Time each part once a turn, after one turn that does not count"
     sync = torch.cuda.synchronize if parts.x.is_cuda else lambda: None
     rows = []
-    with own_rng(seed):
-        for i in range(repeats + 1):
-            row,k = {},i % len(parts.names)
-            for name in (*parts.names[k:], *parts.names[:k]):
-                sync()
-                t = time.perf_counter()
-                getattr(parts, name)()
-                sync()
-                row[name] = time.perf_counter() - t
-            rows.append(row)
+    for i in range(repeats + 1):
+        row,k = {},i % len(parts.names)
+        for name in (*parts.names[k:], *parts.names[:k]):
+            sync()
+            t = time.perf_counter()
+            getattr(parts, name)()
+            sync()
+            row[name] = time.perf_counter() - t
+        rows.append(row)
     return pd.DataFrame(rows[1:])[list(parts.names)]
 
 # %% ../nbs/98_benchmark.ipynb #f194ddd4
@@ -109,8 +107,9 @@ def step_cost(
 ) -> dict:          # `corruption`, `step`, `bare`: median seconds; `corruption/step`, `step/bare`: median ratios
     "Seconds and ratios of corruption, pretraining step and bare transformer, measured in one run"
     if repeats < 1: raise ValueError(f'repeats={repeats}: give 1 or more')
-    parts = StepParts(step_learner(arch, size, bs, alien, device, **kwargs))
-    t = interleaved(parts, repeats)
+    with own_rng(0):
+        parts = StepParts(step_learner(arch, size, bs, alien, device, **kwargs))
+        t = interleaved(parts, repeats)
     o = {k: float(v) for k,v in t.median().items()}
     for a,b in (('corruption', 'step'), ('step', 'bare')): o[f'{a}/{b}'] = float((t[a]/t[b]).median())
     return dict(arch=arch, size=size, bs=bs, alien=parts.cb.recipe.alien, repeats=repeats, **o)
