@@ -450,7 +450,8 @@ class Checkpoint(Callback):
 
     def before_epoch(self):
         if self.epoch >= self.done: return
-        self.old_logger,self.learn.logger = self.learn.logger,noop   # a row for a skipped epoch would be empty
+        self.old_logger,self.learn.logger = self.learn.logger,noop      # a row for a skipped epoch would be empty
+        if hasattr(self.learn, 'progress'): self.learn.progress.before_epoch()   # a bar must have seen epoch 0
         raise CancelEpochException
 
     def after_epoch(self):
