@@ -32,7 +32,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.optim import param_groups_layer_decay
 from safetensors.torch import load_file
 from .vit import init_positions, resolve_arch
-from .pretrain import StopOnNonFinite, known, override, own_rng, warmup_cosine
+from .pretrain import StopOnNonFinite, check_epochs, known, override, own_rng, warmup_cosine
 
 # %% ../nbs/60_finetune.ipynb #c8542a93
 @dataclass(frozen=True)
@@ -161,13 +161,14 @@ class MixupCutmix(TrainLoss):
         self.rng = np.random.RandomState(seed).get_state()
 
     def before_batch(self):
-        n = len(self.x) // 2 * 2   # timm mixes pairs
+        x,y,n = self.x.clone(),self.y,len(self.x)                      # timm mixes in place
+        if n % 2: x,y = torch.cat([x, x[:1]]),torch.cat([y, y[:1]])    # and in pairs
         old = np.random.get_state()
         np.random.set_state(self.rng)
-        x,y = self.mix(self.x[:n], self.y[:n])
+        x,y = self.mix(x, y)
         self.rng = np.random.get_state()
         np.random.set_state(old)
-        self.learn.xb,self.learn.yb = (x,),(y,)
+        self.learn.xb,self.learn.yb = (x[:n],),(y[:n],)
 
 # %% ../nbs/60_finetune.ipynb #abe99724
 def depth_groups(
@@ -180,7 +181,8 @@ def depth_groups(
     ids = {id(p) for p in head}
     groups = param_groups_layer_decay(model, wd, model.no_weight_decay(), layer_decay=layer_decay)
     o = [dict(params=[p for p in g['params'] if id(p) not in ids], weight_decay=g['weight_decay'], lr_scale=g['lr_scale']) for g in groups]
-    return [g for g in o if g['params']] + [dict(params=head, weight_decay=wd, lr_scale=1.)]
+    heads = [dict(params=[p for p in head if (p.ndim > 1) == m], weight_decay=wd*m, lr_scale=1.) for m in (False, True)]
+    return [g for g in [*o, *heads] if g['params']]
 
 # %% ../nbs/60_finetune.ipynb #cc778ec0
 def freeze_blocks(
@@ -223,8 +225,8 @@ def finetune_learner(
 ) -> Learner:             # With `fit_finetune`
     "A `Learner` that fine-tunes a pretrained encoder as a classifier"
     r = override(FINETUNE_RECIPES[known(recipe, FINETUNE_RECIPES, 'fine-tuning recipe')] if isinstance(recipe, str) else recipe, **overrides)
-    n,size,chans = check_labelled(dls)
     with torch.random.fork_rng():
+        n,size,chans = check_labelled(dls)
         torch.manual_seed(seed)
         model = load_encoder(encoder, n, size, chans, arch, model_args, r.drop_path, weights, pos_init)
     freeze_blocks(model, r.freeze)
@@ -244,9 +246,10 @@ def fit_finetune(self:Learner,
     cbs=None,    # fastai callbacks for this run
 ):
     "Fine-tune with the schedule of the recipe: warm-up and cosine, per step"
+    check_epochs(n_epoch)
     r = self.recipe
     lr = r.lr*self.dls.bs*max(1, num_distrib())/512
     self.create_opt()
     scales = [h.get('lr_scale', 1.) for h in self.opt.hypers]
-    sched = warmup_cosine(r.lr_start, lr, r.lr_end, min(r.warmup/n_epoch, .1))
+    sched = warmup_cosine(min(r.lr_start, lr), lr, min(r.lr_end, lr), min(r.warmup/n_epoch, .1))
     with own_rng(self.seed): self.fit(n_epoch, cbs=[ParamScheduler(dict(lr=partial(_scaled, sched=sched, scales=scales))), *listify(cbs)])

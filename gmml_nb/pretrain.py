@@ -6,8 +6,9 @@ Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'ACTS', 'LOSSES', 'Recipe', 'known', 'override', 'get_recipe', 'make_alien', 'augment', 'GMML', 'to_float',
-           'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'SkipValidation', 'decay_groups', 'gmml_learner',
-           'warmup_cosine', 'check_run', 'own_rng', 'Checkpoint', 'rng_state', 'set_rng_state']
+           'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'SkipValidation', 'decay_groups', 'check_unlabelled',
+           'gmml_learner', 'warmup_cosine', 'check_epochs', 'check_run', 'own_rng', 'run_facts', 'Checkpoint',
+           'rng_state', 'set_rng_state']
 
 # %% ../nbs/50_pretrain.ipynb #f1d31c0e
 import difflib, json, math, os, shutil, tempfile, time
@@ -258,7 +259,7 @@ class ClipEach(Callback):
     ): store_attr()
     def before_step(self):
         for p in self.model.parameters():
-            if p.grad is not None: nn.utils.clip_grad_norm_([p], self.max_norm)
+            if p.grad is not None: p.grad.mul_((self.max_norm/(p.grad.norm() + 1e-6)).clamp(max=1))
 
 class StopOnNonFinite(Callback):
     "Stop when the loss is NaN or infinite, naming the step and the learning rate"
@@ -287,6 +288,16 @@ def decay_groups(
     return [[p for p in ps if p.ndim > 1], [p for p in ps if p.ndim <= 1]]
 
 # %% ../nbs/50_pretrain.ipynb #4adf5a7a
+def check_unlabelled(
+    dls:DataLoaders, # What pretraining was given
+):
+    "Raise a `ValueError` unless a batch is a 1-tuple of images; a bare tensor, fastai would train on its first image alone"
+    with torch.random.fork_rng(devices=[]): b = dls.one_batch()
+    if isinstance(b, (tuple, list)) and len(b) == 1 and hasattr(dls, 'stats'): return
+    what = f'{len(b)} tensors' if isinstance(b, (tuple, list)) else 'a bare tensor'
+    raise ValueError(f'a batch is {what}, and pretraining takes 1-tuples of clean images with their statistics: make the loaders with pretrain_dls')
+
+# %% ../nbs/50_pretrain.ipynb #2fd3544e
 def gmml_learner(
     dls:DataLoaders,        # From `pretrain_dls`: batches are 1-tuples of images
     arch:str='vit_small_patch16_224', # timm name of a `VisionTransformer`
@@ -302,6 +313,7 @@ def gmml_learner(
 ) -> Learner:               # With `fit_gmml`, `show_reconstructions` and `export_encoder`
     "A `Learner` that pretrains `arch` by restoring corrupted images"
     r = get_recipe(recipe, **overrides)
+    check_unlabelled(dls)
     size = tuple(dls.size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -368,13 +380,20 @@ def gmml_cost(self:Learner,
     return f'{len(dl.dataset):,} images, {n_epoch} epochs, {steps:,} steps of {bs*max(1, num_distrib())}: about {format_time(min(secs)*steps)} on {dev}'
 
 # %% ../nbs/50_pretrain.ipynb #dfdeaab0
+def check_epochs(
+    n_epoch, # Length of a run
+):
+    "Raise a `ValueError` unless `n_epoch` is a whole number of at least 1"
+    if not isinstance(n_epoch, int) or n_epoch < 1: raise ValueError(f'n_epoch={n_epoch!r}: give a whole number, 1 or more')
+
+# %% ../nbs/50_pretrain.ipynb #fc04c54f
 def check_run(
     learn:Learner, # From `gmml_learner`
     n_epoch:int,   # Length of the run
 ):
     "Raise a `ValueError` before a run that could not train"
     if not hasattr(learn, 'gmml'): raise ValueError('fit_gmml needs a learner from gmml_learner')
-    if not isinstance(n_epoch, int) or n_epoch < 1: raise ValueError(f'n_epoch={n_epoch!r}: give a whole number, 1 or more')
+    check_epochs(n_epoch)
     if not len(learn.dls.train): raise ValueError(f'no whole batch of {learn.dls.bs} in {len(learn.dls.train.dataset)} images: lower bs')
 
 # %% ../nbs/50_pretrain.ipynb #f850f33c
@@ -388,6 +407,16 @@ def own_rng(
         yield
 
 # %% ../nbs/50_pretrain.ipynb #e9d6e6d7
+def run_facts(
+    learn:Learner, # From `gmml_learner`
+    n_epoch:int,   # Length of the run
+) -> dict:         # JSON values
+    "What a run must share with one that it goes on from"
+    enc,cb = get_model(learn.model).encoder,learn.gmml
+    return dict(asdict(cb.recipe), n_epoch=n_epoch, arch=enc.arch, model_args=enc.model_args, seed=cb.seed,
+                images=len(learn.dls.train.dataset), bs=learn.dls.bs*max(1, num_distrib()), stats=[o.tolist() for o in cb.stats])
+
+# %% ../nbs/50_pretrain.ipynb #ffc0d0a1
 @patch
 def fit_gmml(self:Learner,
     n_epoch:int,      # Passes over the training images
@@ -399,7 +428,7 @@ def fit_gmml(self:Learner,
     check_run(self, n_epoch)
     if estimate: print(self.gmml_cost(n_epoch))
     cbs = [ParamScheduler(self.gmml_scheds(n_epoch)), *listify(cbs)]
-    if checkpoint is not None: cbs.append(Checkpoint(checkpoint, asdict(self.gmml.recipe)))
+    if checkpoint is not None: cbs.append(Checkpoint(checkpoint, run_facts(self, n_epoch)))
     with own_rng(self.gmml.seed): self.fit(n_epoch, cbs=cbs, reset_opt=True)
 
 # %% ../nbs/50_pretrain.ipynb #1a672a3a
@@ -483,23 +512,43 @@ def save(self:Checkpoint):
 # %% ../nbs/50_pretrain.ipynb #dbcd6525
 @patch
 def restore(self:Checkpoint):
-    "Go on from the newest epoch in the folder, if there is one and it is of the same run"
+    "Go on from the newest epoch in the folder, if there is one; it must be whole and of the same run"
     found = sorted(self.folder.glob('epoch_*'))
     if not found: return
-    old = json.loads((found[-1]/'config.json').read_text())
+    last = found[-1]
+    self.check_same(last)
+    try: self.load(last)
+    except Exception as e: raise ValueError(f'{last} is damaged ({type(e).__name__}: {e}). Remove it to start anew, '
+                                            'or choose another checkpoint folder') from e
+    print(f'going on after epoch {self.done} of {last}')
+
+# %% ../nbs/50_pretrain.ipynb #37318437
+@patch
+def check_same(self:Checkpoint,
+    folder, # Of one epoch
+):
+    "Raise a `ValueError` when `folder` is of another run, naming what differs"
+    try: old = json.loads((folder/'config.json').read_text())
+    except (OSError, ValueError) as e: raise ValueError(f'{folder} is damaged ({e}). Remove it to start anew') from e
     diff = {k: (old.get(k), v) for k,v in self.config.items() if old.get(k) != v}
-    if diff: raise ValueError(f'{found[-1]} is of another run: ' + ', '.join(f'{k} was {a!r} and is {b!r}'
+    if diff: raise ValueError(f'{folder} is of another run: ' + ', '.join(f'{k} was {a!r} and is {b!r}'
         for k,(a,b) in diff.items()) + '. Choose another checkpoint folder, or set them back')
-    state = torch.load(found[-1]/'state.pt', map_location=self.dls.device, weights_only=True)
-    get_model(self.model).load_state_dict(load_file(found[-1]/'model.safetensors'))
+
+# %% ../nbs/50_pretrain.ipynb #fd4024a4
+@patch
+def load(self:Checkpoint,
+    folder, # Of one epoch
+):
+    "Take over weights, optimiser, generators and the recorder's history"
+    state = torch.load(folder/'state.pt', map_location=self.dls.device, weights_only=True)
+    rng = torch.load(folder/f'rng_{rank_distrib()}.pt', weights_only=True)
+    get_model(self.model).load_state_dict(load_file(folder/'model.safetensors'))
     self.opt.load_state_dict(state['opt'])
     rec,self.done = self.recorder,state['epoch']
     rec.lrs,rec.iters,rec.losses,rec.values = (state[k] for k in ('lrs', 'iters', 'losses', 'values'))
     rec.smooth_loss.val,rec.smooth_loss.count = state['smooth']
     self.learn.train_iter,self.dls.train.epoch = state['train_iter'],state['dl_epoch']
-    rng = found[-1]/f'rng_{rank_distrib()}.pt'
-    if rng.exists(): set_rng_state(self.learn, torch.load(rng, weights_only=True))
-    print(f'going on after epoch {self.done} of {found[-1]}')
+    set_rng_state(self.learn, rng)
 
 # %% ../nbs/50_pretrain.ipynb #b4b21f44
 def rng_state(
@@ -530,7 +579,7 @@ def export_encoder(self:Learner,
     folder,enc,cb = Path(folder),get_model(self.model).encoder,self.gmml
     mean,std = ([round(v, 6) for v in o.tolist()] for o in cb.stats)
     cfg = dict(pretrained_cfg=dict(tag='gmml', license=None, mean=mean, std=std), 
-                 gmml=dict(recipe=asdict(cb.recipe), epochs=len(self.recorder.values), images=len(self.dls.train.dataset), **about))
+                 gmml=dict(recipe=asdict(cb.recipe), epochs=len(getattr(self.recorder, 'values', [])), images=len(self.dls.train.dataset), **about))
     if rank_distrib(): return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
