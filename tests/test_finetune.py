@@ -69,7 +69,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 # Every field -------------------------------------------------------------------------------------------------------
 
 CHANGED = dict(
-    lr=(1e-3, {}), lr_start=(1e-5, {}), lr_end=(1e-4, {}), warmup=(0, {}), wd=(.5, {}), drop_path=(.9, {}), mixup=(0., {}),
+    lr=(1e-3, {}), lr_start=(1e-5, {}), lr_end=(1e-6, {}), warmup=(0, {}), wd=(.5, {}), drop_path=(.9, {}), mixup=(0., {}),
     cutmix=(0., {}), switch=(0., {}), smoothing=(.3, {}), layer_decay=(.5, {}), freeze=(1, {}))
 
 @lru_cache(maxsize=None)
