@@ -52,7 +52,8 @@ def numbers(
     if text is None: return None
     parts = text.split(',') if isinstance(text, str) else text if isinstance(text, (tuple, list)) else [text]
     try: return tuple(int(str(o)) for o in parts)
-    except ValueError: raise ValueError(f'{what}={text!r}: give whole numbers with commas between them, such as 8 or 6,8') from None
+    except ValueError:
+        raise ValueError(f'{what}={text!r}: give whole numbers with commas between them, such as 8 or 6,8') from None
 
 # %% ../nbs/95_cli.ipynb #2e3141dc
 def side(
@@ -75,7 +76,8 @@ def fields(
     if isinstance(text, str): text = text.split()
     pairs = [o.partition('=') for o in text]
     bad = [''.join(o) for o in pairs if not o[0] or not o[2]]
-    if bad: raise ValueError(f'{bad[0]!r} is no field of a recipe: write name=value, with spaces between the fields, such as "flip=0 crop=.5,1"')
+    if bad: raise ValueError(f'{bad[0]!r} is no field of a recipe: write name=value, with spaces between the fields, '
+                             'such as "flip=0 crop=.5,1"')
     def value(o):
         try: return ast.literal_eval(o)
         except (ValueError, SyntaxError): return o
@@ -118,17 +120,20 @@ def read_settings(
     if not file.is_file(): raise ValueError(f'no settings: {file} does not exist')
     try: o = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{file} is not JSON: {e}') from None
-    if not isinstance(o, dict) or not isinstance(o.get('options'), dict): raise ValueError(f'{file} holds no settings: give the settings.json of an earlier run')
+    if not isinstance(o, dict) or not isinstance(o.get('options'), dict):
+        raise ValueError(f'{file} holds no settings: give the settings.json of an earlier run')
     if o.get('command') != command: raise ValueError(f'{file} is of {o.get("command")}, not of {command}')
     for k in o['options']: known(k, names, f'option of {command}')
     return o['options']
 
 # %% ../nbs/95_cli.ipynb #eabc9335
+def positional(f): return ['data'] if inspect.signature(f).parameters['data'].default is None else []
+
 def typed_options(
     f, # Function of a command
 ) -> dict: # Options that stand on the command line, and no others
     "What was typed, without the defaults"
-    p,unset = anno_parser(f, pos=['data']),object()
+    p,unset = anno_parser(f, pos=positional(f)),object()
     names = list(inspect.signature(f).parameters)
     p.set_defaults(**dict.fromkeys(names, unset))
     return {k: v for k,v in vars(p.parse_args()).items() if k in names and v is not unset}
@@ -140,7 +145,8 @@ def failed(
     "Say in one line why a command ended"
     who = f'process {rank_distrib()}: ' if rank_distrib() else ''
     stop = isinstance(e, KeyboardInterrupt)
-    print(f'{who}stopped; a pretraining goes on when the same command runs again' if stop else f'{who}error: {e}', file=sys.stderr)
+    what = 'stopped; a pretraining goes on when the same command runs again' if stop else f'error: {e}'
+    print(who + what, file=sys.stderr)
     return 130 if stop else 2
 
 @contextmanager
@@ -167,7 +173,7 @@ def command(
             with alone_speaks(): f(**filled(typed_options(f)))
         except (ValueError, FloatingPointError, KeyboardInterrupt) as e: return failed(e)
         finally: teardown_distrib()
-    cmd = call_parse(_f, pos=['data'])
+    cmd = call_parse(_f, pos=positional(f))
     return cmd
 
 # %% ../nbs/95_cli.ipynb #dac5b848
@@ -176,7 +182,8 @@ def show_settings(
 ):
     "Print the options that are set"
     line = ', '.join(f'{k}={v}' for k,v in options.items() if v not in (None, False, ''))
-    print(textwrap.fill(f'settings: {line}', 100, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False))
+    print(textwrap.fill(f'settings: {line}', 100, subsequent_indent='  ', break_long_words=False,
+                        break_on_hyphens=False))
 
 # %% ../nbs/95_cli.ipynb #c77c7830
 def check_model(
@@ -215,9 +222,11 @@ def source_of(
     root=None, # Folder of a dataset
 ):             # What the loaders take
     "The images that DATA stands for"
-    if data is None: raise ValueError(f'DATA is missing: give a folder of images, or the name of a dataset: {", ".join(DATASETS)}')
+    names = ', '.join(DATASETS)
+    if data is None: raise ValueError(f'DATA is missing: give a folder of images, or the name of a dataset: {names}')
     if str(data) in DATASETS: return get_dataset(str(data), root)
-    if root is not None: raise ValueError(f'root={root!r} is the folder of a dataset, but {data!r} is none of them. There are: {", ".join(DATASETS)}')
+    if root is not None:
+        raise ValueError(f'root={root!r} is the folder of a dataset, but {data!r} is none of them. There are: {names}')
     if not Path(data).expanduser().exists(): return str(data)   # the loaders say what is wrong with it
     return Path(data).expanduser()
 
@@ -229,7 +238,8 @@ def pick_device(
     if device is None and os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes'): device = 'cpu'
     if device is not None:
         try: return torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as e: raise ValueError(f'device={device!r} cannot be used: {str(e).splitlines()[0]}') from e
+        except (RuntimeError, AssertionError) as e:
+            raise ValueError(f'device={device!r} cannot be used: {str(e).splitlines()[0]}') from e
     if torch.cuda.is_available() and num_distrib() > 1: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     return default_device()
 
@@ -263,8 +273,10 @@ def check_same(
     file = Path(folder)/'settings.json'
     if not file.is_file() or not list(Path(folder).glob('epoch_*')): return
     old,new = json.loads(file.read_text())['options'],json.loads(json.dumps(options, default=str))
-    diff = [f'{k} was {old.get(k)!r} and is {v!r}' for k,v in new.items() if k not in FREE and k in old and old[k] != v]
-    if diff: raise ValueError(f'{folder} is of another run: {"; ".join(diff)}. Choose another --out, set them back, or delete that folder')
+    diff = '; '.join(f'{k} was {old[k]!r} and is {v!r}' for k,v in new.items()
+                     if k not in FREE and k in old and old[k] != v)
+    if diff: raise ValueError(f'{folder} is of another run: {diff}. Choose another --out, set them back, '
+                              'or delete that folder')
 
 # %% ../nbs/95_cli.ipynb #738fe81a
 def save_history(
@@ -361,6 +373,8 @@ def check_encoder(
     folder = Path(encoder) if encoder else None
     if folder and folder.is_dir() and (folder/'config.json').is_file() and not (folder/'model.safetensors').is_file():
         raise ValueError(f'{folder} has no model.safetensors: give a folder that gmml_pretrain has finished')
+    if folder and not folder.is_dir() and os.sep in str(encoder):
+        raise ValueError(f'no folder {encoder}: give one that gmml_pretrain wrote, or a timm name')
     try: name,args,_ = encoder_source(encoder, arch, model_args)
     except Exception as e:
         if isinstance(e, ValueError): raise
@@ -383,7 +397,7 @@ def save_classifier(
     folder,          # To write: `model.safetensors` and `config.json`
     model_args:dict, # What timm needs to build the model, besides its name
 ):
-    "Write a classifier that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads, names of the classes included"
+    "Write a classifier, with the names of its classes, so that timm loads it from `local-dir:FOLDER`"
     folder,dls = Path(folder),learn.dls
     mean,std = ([round(v, 6) for v in torch.as_tensor(o).tolist()] for o in dls.stats)
     args = dict(model_args, img_size=list(dls.size), in_chans=dls.in_chans)
@@ -399,11 +413,11 @@ def measure(
     learn:Learner, # Fine-tuned
 ) -> dict:         # For each split: images, top_1, and top_5 where there are more classes
     "Accuracy on the validation images and, where there is one, on the test split"
-    splits = {k: dl for k,dl in dict(validation=learn.dls.valid, test=learn.dls.test).items() if dl is not None and len(dl)}
-    res = {}
-    for k,dl in splits.items():
+    res,names = {},[m.name.replace('accuracy', 'top_1') for m in learn.metrics]
+    for k,dl in dict(validation=learn.dls.valid, test=learn.dls.test).items():
+        if dl is None or not len(dl): continue
         with learn.no_bar(), learn.no_logging(): vals = learn.validate(dl=dl)
-        res[k] = dict(images=len(dl.dataset), **{m.name.replace('accuracy', 'top_1'): v for m,v in zip(learn.metrics, vals[1:])})
+        res[k] = dict(images=len(dl.dataset), **dict(zip(names, vals[1:])))
     return res
 
 # %% ../nbs/95_cli.ipynb #027b0584
@@ -434,10 +448,12 @@ def write_classifier(
     model_args:dict, # What timm needs to build the model
 ) -> dict:           # From `measure`
     "Measure and write all of a fine-tuning run"
-    out,results = Path(o.out),measure(learn)
+    out = Path(o.out)
     save_classifier(learn, out, model_args)
-    save_settings(out, 'gmml_finetune', vars(o), recipe=asdict(learn.recipe), vocab=list(map(str, learn.dls.vocab)), results=results)
-    save_history(learn, out/'history.csv')
+    save_history(learn, out/'history.csv')   # before `measure`, which the recorder takes for an epoch
+    results = measure(learn)
+    save_settings(out, 'gmml_finetune', vars(o), recipe=asdict(learn.recipe), vocab=list(map(str, learn.dls.vocab)),
+                  results=results)
     save_confusion(learn, out/'confusion.png')
     return results
 
@@ -447,19 +463,23 @@ def run_finetune(
 ):     # `Learner`, and what `measure` found
     "Check everything, read the images, train, measure, write"
     check_numbers(o.valid_pct, epochs=o.epochs, bs=o.bs)
-    model_args = given(patch_size=side(o.patch_size, 'patch_size'), embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
+    patch = side(o.patch_size, 'patch_size')
+    model_args = given(patch_size=patch, embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
     name,args,stats = check_encoder(o.encoder, o.arch, model_args)
     size = side(o.size, 'size') or args.get('img_size') or 224
     chans = o.in_chans or (args.get('in_chans', 3) if o.encoder else None)
     augment = None if o.augment == 'none' else known(o.augment, [*AUGMENTS, 'none'], 'augmentation')
-    r = override(FINETUNE_RECIPES[known(o.recipe, FINETUNE_RECIPES, 'fine-tuning recipe')], **{**fields(o.change), **given(lr=o.lr, freeze=o.freeze, layer_decay=o.layer_decay)})
-    check_model(get_recipe(), 1, name, size, args.get('patch_size'), chans, {k: v for k,v in args.items() if k not in ('img_size', 'patch_size', 'in_chans')})
+    r = FINETUNE_RECIPES[known(o.recipe, FINETUNE_RECIPES, 'fine-tuning recipe')]
+    r = override(r, **{**fields(o.change), **given(lr=o.lr, freeze=o.freeze, layer_decay=o.layer_decay)})
+    rest = {k: v for k,v in args.items() if k not in ('img_size', 'patch_size', 'in_chans')}
+    check_model(get_recipe(), 1, name, size, args.get('patch_size'), chans, rest)
     source,device = source_of(o.data, o.root),pick_device(o.device)
     dls = finetune_dls(source, size, o.bs, augment, o.labels, o.seed, o.valid_pct, chans, stats, on_error=o.on_error,
                        num_workers=o.workers, device=device)
     metrics = [accuracy, top_5] if len(dls.vocab) > 5 else [accuracy]
     learn = finetune_learner(dls, o.encoder, r, metrics, o.arch, model_args, seed=o.seed)
-    print(f'{len(dls.train.dataset):,} labelled images of {len(dls.vocab)} classes, {o.epochs} epochs of {len(dls.train)} steps')
+    n,c = len(dls.train.dataset),len(dls.vocab)
+    print(f'{n:,} labelled images of {c} classes, {o.epochs} epochs of {len(dls.train)} steps')
     with all_processes(learn, o.fp16, o.bf16): learn.fit_finetune(o.epochs)
     if rank_distrib(): return learn, {}
     return learn, write_classifier(learn, o, args)
@@ -506,15 +526,15 @@ def gmml_finetune(
 
 # %% ../nbs/95_cli.ipynb #a81918cb
 DEMO = dict(
-    digits=dict(size='8', patch_size='2', embed_dim=64, depth=6, num_heads=4, labels=100, epochs=40, finetune_epochs=100, bs=32,
-                finetune_bs=16, lr=.012, finetune_lr=.032, augment='none', change='flip=0 jitter_p=0 crop=.5,1 max_side=.5 drop_path=0',
-                finetune_change='mixup=0 cutmix=0 smoothing=0'),
-    small=dict(size='28', patch_size='4', embed_dim=96, depth=6, num_heads=6, images=2000, labels=200, epochs=20, finetune_epochs=60,
-               bs=64, finetune_bs=32, lr=4e-3, finetune_lr=1.6e-2, augment='none', change='flip=0 crop=.5,1 drop_path=0',
-               finetune_change='mixup=0 cutmix=0 smoothing=0'),
-    photos=dict(size='64', patch_size='8', embed_dim=96, depth=6, num_heads=6, images=2000, epochs=40, finetune_epochs=60, bs=64,
-                finetune_bs=32, lr=4e-3, finetune_lr=1.6e-2, augment='light', change='crop=.2,1 drop_path=0',
-                finetune_change='mixup=0 cutmix=0 smoothing=0'))
+    digits=dict(size='8', patch_size='2', embed_dim=64, depth=4, num_heads=4, labels=50, bs=32, finetune_bs=10,
+                epochs=25, finetune_epochs=60, lr=.016, finetune_lr=.05, augment='none',
+                change='flip=0 jitter_p=0 crop=.5,1 max_side=.5 drop_path=0', finetune_change='mixup=0 cutmix=0'),
+    small=dict(size='28', patch_size='4', embed_dim=96, depth=6, num_heads=6, images=2000, labels=100, bs=32,
+               finetune_bs=10, epochs=20, finetune_epochs=50, lr=.016, finetune_lr=.05, augment='none',
+               change='flip=0 jitter_p=0 crop=.5,1 drop_path=0', finetune_change='mixup=0 cutmix=0'),
+    photos=dict(size='64', patch_size='8', embed_dim=96, depth=6, num_heads=6, images=2000, bs=32, finetune_bs=10,
+                epochs=40, finetune_epochs=50, lr=.008, finetune_lr=.05, augment='light',
+                change='crop=.3,1 drop_path=0', finetune_change='mixup=0 cutmix=0'))
 
 # %% ../nbs/95_cli.ipynb #4f8a2b07
 def demo_options(
@@ -541,8 +561,9 @@ def demo_source(
     source = source_of(data, root)
     try: return as_labelled(source)
     except ValueError as e:
-        raise ValueError(f'{e}. gmml_demo measures accuracy, so it needs labels: a folder that holds one folder of images for each class, '
-                         'such as photos/cat and photos/dog. Without labels, gmml_pretrain is the command') from e
+        raise ValueError(f'{e}. gmml_demo measures accuracy, so it needs labels: a folder that holds one folder of '
+                         'images for each class, such as photos/cat and photos/dog. Without labels, gmml_pretrain is '
+                         'the command') from e
 
 # %% ../nbs/95_cli.ipynb #d46f181c
 def demo_comparison(
@@ -559,9 +580,9 @@ def demo_comparison(
     fine = {**fields(o.finetune_change), 'lr': o.finetune_lr}
     override(FINETUNE_RECIPES['deit'], **fine)
     augment = None if o.augment == 'none' else known(o.augment, [*AUGMENTS, 'none'], 'augmentation')
-    return Comparison(data=str(o.data), size=size, images=o.images, labels=o.labels, arch=o.arch, patch_size=patch, epochs=o.epochs, bs=o.bs,
-        model_args=dict(shape, weight_init='jax'), recipe=recipe, finetune_epochs=o.finetune_epochs, finetune_bs=o.finetune_bs,
-        finetune=fine, augment=augment, valid_pct=.1)
+    return Comparison(data=str(o.data), size=size, images=o.images, labels=o.labels, arch=o.arch, patch_size=patch,
+        model_args=dict(shape, weight_init='jax'), epochs=o.epochs, bs=o.bs, recipe=recipe, valid_pct=.1,
+        finetune_epochs=o.finetune_epochs, finetune_bs=o.finetune_bs, finetune=fine, augment=augment)
 
 # %% ../nbs/95_cli.ipynb #e893b99d
 class OneBar(Callback):
@@ -641,15 +662,16 @@ def plot_losses(
     fig,ax = plt.subplots(figsize=(6, 2.4))
     for i,f in enumerate(files):
         h = pd.read_csv(f)
-        for col,style in (('train_loss', '-'), ('valid_loss', ':')):
-            if col in h: ax.plot(h.epoch, h[col], style, color=f'C{i}', label=f'{f.parent.name}, {dict(train_loss="training", valid_loss="held out")[col]}')
+        for col,style,what in (('train_loss', '-', 'training'), ('valid_loss', ':', 'held out')):
+            if col in h: ax.plot(h.epoch, h[col], style, color=f'C{i}', label=f'{f.parent.name}, {what}')
     ax.set(xlabel='epoch', ylabel='loss')
     ax.legend(fontsize=6)
     return fig
 
 # %% ../nbs/95_cli.ipynb #f87ae16e
-STYLE = ('body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#222}img{max-width:100%}'
-         'table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd}'
+STYLE = ('body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#222}'
+         'img{max-width:100%}table{border-collapse:collapse}'
+         'td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd}'
          'pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:13px}')
 
 def demo_page(
@@ -670,7 +692,8 @@ def demo_page(
     facts = {k: df.iloc[-1][k] for k in ('date', 'machine', 'versions', 'commit')}
     text = json.dumps(dict(options=vars(o), comparison=asdict(what), **facts), indent=2, default=str)
     parts += ['<h2>Settings</h2>', f'<pre>{html.escape(text)}</pre>']
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>gmml_demo</title><style>{STYLE}</style>\n' + '\n'.join(parts) + '</html>\n'
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>gmml_demo</title><style>{STYLE}</style>'
+    return '\n'.join([head, *parts, '</html>\n'])
 
 # %% ../nbs/95_cli.ipynb #314a3238
 def run_demo(
@@ -678,13 +701,16 @@ def run_demo(
 ):     # Rows of `compare_starts`
     "Check everything, run what is missing, report"
     if num_distrib() > 1: raise ValueError('gmml_demo runs in one process: start it without accelerate or torchrun')
-    starts = [known(s.strip(), STARTS, 'start') for s in o.starts.split(',')] if isinstance(o.starts, str) else list(o.starts)
+    starts = o.starts.split(',') if isinstance(o.starts, str) else list(o.starts)
+    for s in starts: known(s, STARTS, 'start')
+    known(o.held_out, ['test', 'valid'], 'held-out split')
     ds = demo_source(o.data, o.root)
     o = demo_options(o, ds)
     show_settings(vars(o))
     what = demo_comparison(o)
     work = Path(o.out)/'runs'/hashlib.md5(json.dumps([asdict(what), o.held_out]).encode()).hexdigest()[:8]
     out,seeds = Path(o.out),range(o.seed, o.seed + o.seeds)
+    what.loaders(o.seed, o.held_out, o.root)   # too few images, or broken ones, show here
     save_settings(out, 'gmml_demo', vars(o), comparison=asdict(what))
     with without_epoch_lines():
         df = compare_starts(what, o.results, starts, seeds, work, o.held_out, o.root, [OneBar(), KeepPictures(work)])

@@ -1,0 +1,228 @@
+"The commands as they are typed: --help, runs, settings, going on, and mistakes"
+import json, os, re, subprocess, sys, time
+from pathlib import Path
+import matplotlib; matplotlib.use('Agg')
+import numpy as np, pandas as pd, pytest, runpy, timm, torch
+from PIL import Image
+from gmml_nb.cli import gmml_demo, gmml_finetune, gmml_pretrain
+
+TINY = '--arch vit_tiny_patch16_224 --size 8 --patch-size 2 --embed-dim 24 --depth 2 --num-heads 2'.split()
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch, capsys):
+    "Run a command as its console script does; returns exit status, stdout, stderr"
+    monkeypatch.chdir(tmp_path)
+    def f(name, *args):
+        script = tmp_path/f'{name}_script.py'
+        script.write_text(f'import sys\nfrom gmml_nb.cli import {name}\nif __name__ == "__main__": sys.exit({name}())\n')
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
+        try: runpy.run_path(str(script), run_name='__main__')
+        except SystemExit as e: code = e.code or 0
+        out, err = capsys.readouterr()
+        return code, out.replace('\r', '\n'), err   # a progress bar begins its line anew
+    return f
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "48 grey images in three class folders: bars, a different row for each class"
+    d, rng = tmp_path_factory.mktemp('data')/'photos', np.random.default_rng(0)
+    for i in range(48):
+        x = rng.integers(0, 60, (8, 8)).astype(np.uint8)
+        x[2*(i % 3) + 1] = 250
+        (d/'abc'[i % 3]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(d/'abc'[i % 3]/f'{i:02}.png')
+    return d
+
+
+@pytest.fixture(scope='module')
+def encoder(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp('enc')/'enc'
+    gmml_pretrain(photos, out=out, arch='vit_tiny_patch16_224', size=8, patch_size=2, in_chans=1, embed_dim=24, depth=2, num_heads=2,
+                  epochs=2, bs=16, change=dict(flip=0))
+    return out
+
+
+@pytest.mark.parametrize('name', ['gmml_pretrain', 'gmml_finetune', 'gmml_demo'])
+def test_help(typed, name):
+    code, out, err = typed(name, '--help')
+    assert code == 0 and not err and f'usage: {name}' in out
+    flags = re.findall(r'^  (--[\w-]+)(?: \(\w+\))? +(.*)', out, flags=re.M)
+    assert len(flags) > 20 and not [f for f,text in flags if len(text) < 10]
+    assert '(default:' in out and not re.findall(r'--\w+_\w+', out)
+
+
+def test_installed_command():
+    "The script that pip wrote, and no warning of other packages on the way"
+    r = subprocess.run([Path(sys.executable).parent/'gmml_pretrain', 'no/such/folder'], capture_output=True, text=True, timeout=300)
+    assert r.returncode == 2 and r.stderr == 'error: no such folder: no/such/folder\n', r.stderr
+
+
+def test_pretrain_writes_and_goes_on(typed, photos, tmp_path):
+    args = ['gmml_pretrain', photos, '--out', 'enc', '--in-chans', 1, '--epochs', 2, '--bs', 16, '--change', 'flip=0 crop=.5,1', *TINY]
+    code, out, err = typed(*args)
+    assert code == 0, err
+    assert 'settings: data=' in out and "local-dir:enc'" in out
+    o = json.loads((tmp_path/'enc/settings.json').read_text())
+    assert o['command'] == 'gmml_pretrain' and o['options']['epochs'] == 2 and o['options']['bs'] == 16 and 'settings' not in o['options']
+    assert o['recipe']['crop'] == [.5, 1] and o['recipe']['blocks'] == [1, 2] and o['images'] == 43
+    history = pd.read_csv(tmp_path/'enc/history.csv')
+    assert list(history.columns) == ['epoch', 'train_loss', 'valid_loss'] and len(history) == 2 and not history.isna().any().any()
+    assert Image.open(tmp_path/'enc/reconstructions.png').size[0] > 300
+    model = timm.create_model(f'local-dir:{tmp_path/"enc"}', pretrained=True)
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 24) and len(model.blocks) == 2
+    weights = model.pos_embed.detach().clone()
+
+    code, out, _ = typed(*args)   # all epochs are there
+    assert code == 0 and 'going on after epoch 2' in out
+    assert len(pd.read_csv(tmp_path/'enc/history.csv')) == 2
+    assert torch.equal(timm.create_model(f'local-dir:{tmp_path/"enc"}', pretrained=True).pos_embed, weights)
+
+    code, out, err = typed(*args, '--bs', 8)
+    assert code == 2 and 'bs was 16 and is 8' in err and 'another run' in err
+
+    code, out, err = typed('gmml_pretrain', '--settings', 'enc', '--out', 'enc2', '--epochs', 1)   # options given here win
+    assert code == 0, err
+    new = json.loads((tmp_path/'enc2/settings.json').read_text())['options']
+    assert new == {**o['options'], 'out': 'enc2', 'epochs': 1}
+
+
+def test_same_settings_same_weights(encoder, tmp_path):
+    gmml_pretrain(settings=encoder, out=tmp_path/'again')
+    a, b = (timm.create_model(f'local-dir:{p}', pretrained=True).state_dict() for p in (encoder, tmp_path/'again'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_finetune(typed, photos, encoder, tmp_path):
+    args = ['gmml_finetune', photos, '--encoder', encoder, '--out', 'cls', '--labels', 30, '--epochs', 5, '--bs', 10, '--lr', .1,
+            '--augment', 'none', '--change', 'mixup=0 cutmix=0', '--valid-pct', .25]
+    code, out, err = typed(*args)
+    assert code == 0, err
+    top = re.search(r'^validation \(12 images\): top-1 ([\d.]+) %', out, flags=re.M)
+    assert top and 'random weights' not in out and 'test (' not in out
+    o = json.loads((tmp_path/'cls/settings.json').read_text())
+    assert o['vocab'] == ['a', 'b', 'c'] and abs(100*o['results']['validation']['top_1'] - float(top[1])) < .051
+    assert o['recipe']['mixup'] == 0 and len(pd.read_csv(tmp_path/'cls/history.csv')) == 5
+    assert Image.open(tmp_path/'cls/confusion.png').size[0] > 100
+
+    model = timm.create_model(f'local-dir:{tmp_path/"cls"}', pretrained=True).eval()   # timm alone gets the same answers
+    cfg = model.pretrained_cfg
+    mean, std = (torch.tensor(cfg[k]).view(-1, 1, 1) for k in ('mean', 'std'))
+    assert cfg['label_names'] == ['a', 'b', 'c'] and cfg['input_size'] == (1, 8, 8)
+    pre = json.loads((encoder/'config.json').read_text())['pretrained_cfg']
+    assert list(cfg['mean']) == pre['mean'] and list(cfg['std']) == pre['std']
+    x = torch.stack([torch.from_numpy(np.array(Image.open(f)))[None]/255 for f in sorted(photos.rglob('*.png'))])
+    learn = gmml_finetune(settings=tmp_path/'cls', out=tmp_path/'again')   # and the same settings give the same classifier
+    with torch.no_grad(): assert torch.allclose(model((x - mean)/std), learn.model.eval()((x - mean)/std), atol=1e-5)
+
+
+def test_finetune_measures_the_test_split_and_top_5(typed, tmp_path):
+    code, out, err = typed('gmml_finetune', 'digits', '--out', 'cls', '--labels', 40, '--epochs', 1, '--bs', 20, '--augment', 'none', '--in-chans', 1, *TINY)
+    assert code == 0, err
+    assert 'random weights' in out and re.search(r'^test \(360 images\): top-1 [\d.]+ %, top-5 [\d.]+ %$', out, flags=re.M)
+    assert len(json.loads((tmp_path/'cls/settings.json').read_text())['vocab']) == 10
+
+
+def test_demo(typed, tmp_path):
+    args = ['gmml_demo', '--out', 'demo', '--epochs', 1, '--finetune-epochs', 1, '--labels', 20, '--images', 80, '--depth', 2, '--embed-dim', 16,
+            '--num-heads', 2, '--seeds', 2, '--held-out', 'valid']
+    code, out, err = typed(*args)
+    assert code == 0, err
+    assert re.search(r'^GMML +[\d.]+ +[\d.]+ +2 ', out, flags=re.M) and re.search(r'^random weights +[\d.]+ ', out, flags=re.M)
+    assert re.search(r'^GMML is (better|worse|not clearly different).* points over 2 seeds$', out, flags=re.M)
+    page = (tmp_path/'demo/report.html').read_text()
+    assert page.count('src="data:image/png;base64,') == 3 and not re.search(r'(src|href)="(?!data:)', page)
+    assert 'GMML is' in page and '<table' in page and '&quot;finetune_epochs&quot;: 1' in page
+    rows = [json.loads(l) for l in (tmp_path/'demo/results.jsonl').read_text().splitlines()]
+    assert sorted((r['start'], r['seed']) for r in rows) == [('gmml', 0), ('gmml', 1), ('random', 0), ('random', 1)]
+    assert {r['held_out'] for r in rows} == {'valid'}
+
+    t = time.process_time()
+    code, again, err = typed(*args)   # what is there is not run again
+    assert code == 0 and 'seed 0' not in again and again.splitlines()[-1] == out.splitlines()[-1] and time.process_time() - t < 10
+
+
+def test_demo_of_a_folder(typed, photos, tmp_path):
+    code, out, err = typed('gmml_demo', '--data', photos, '--seeds', 1, '--epochs', 1, '--finetune-epochs', 1, '--size', 16, '--depth', 2,
+                           '--starts', 'random', '--results', 'r.jsonl', '--labels', 6)
+    assert code == 0, err
+    row, = [json.loads(l) for l in (tmp_path/'r.jsonl').read_text().splitlines()]
+    assert row['start'] == 'random' and row['config']['patch_size'] == 8 and row['config']['data'] == str(photos)
+
+
+@pytest.fixture
+def bad(tmp_path, photos):
+    "Folders that are no good"
+    (tmp_path/'empty').mkdir()
+    d = tmp_path/'broken'
+    d.mkdir()
+    for f in list(photos.rglob('*.png'))[:4]: (d/f.name).write_bytes(f.read_bytes())
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(d/'whole.jpg')
+    (d/'half.jpg').write_bytes((d/'whole.jpg').read_bytes()[:700])
+    (d/'text.jpg').write_text('not an image\n')
+    (d/'zero.png').write_bytes(b'')
+    return tmp_path
+
+
+def out_of(name, typed, *args):
+    "The one line of a refusal, in under five seconds of work; nothing is written"
+    t = time.process_time()
+    code, out, err = typed(name, *args, '--out', 'never')
+    assert time.process_time() - t < 5 and code == 2, (code, out, err)
+    assert 'Traceback' not in err and not Path('never').exists()
+    assert err.startswith('error: ') or ': error: ' in err, err
+    return err
+
+
+@pytest.mark.parametrize('args, words', [
+    ('', 'DATA is missing'), ('empty', 'no images'), ('nowhere/', 'no such folder'), ('digitz', "did you mean 'digits'"),
+    ('PHOTOS --recipe papr', "Did you mean 'paper'"), ('PHOTOS --size 9', 'not a multiple of the patch'), ('PHOTOS --blocks 1,3', '2 blocks'),
+    ('PHOTOS --blocks one', 'whole numbers'), ('PHOTOS --change noise=1.5', '1.5'), ('PHOTOS --change crop', 'name=value'),
+    ('PHOTOS --change flipp=0', "Did you mean 'flip'"), ('PHOTOS --change alien=noize', "Did you mean 'noise'"), ('PHOTOS --arch resnet50', 'VisionTransformer'),
+    ('PHOTOS --arch vit_tinny_patch16_224', 'vit_tiny_patch16_224'), ('PHOTOS --num-heads 5', 'timm cannot build'), ('PHOTOS --epochs 0', 'epochs=0'),
+    ('PHOTOS --valid-pct 1', 'valid_pct=1'), ('PHOTOS --bs 0', 'bs=0'), ('PHOTOS --device cuda:99', 'cuda:99'), ('PHOTOS --settings none.json', 'none.json'),
+    ('PHOTOS --on-error skpi', 'skpi'), ('PHOTOS --epochs many', 'invalid int value'), ('PHOTOS --root x', 'folder of a dataset')])
+def test_pretrain_mistakes(typed, bad, photos, args, words):
+    err = out_of('gmml_pretrain', typed, *args.replace('PHOTOS', str(photos)).split()[:1], *TINY, *args.split()[1:])
+    assert words in err
+
+
+def test_broken_images_are_all_named(typed, bad):
+    err = out_of('gmml_pretrain', typed, 'broken', *TINY)
+    assert all(o in err for o in ('half.jpg', 'text.jpg', 'zero.png', "on_error='skip'")) and 'whole.jpg' not in err
+
+
+@pytest.mark.parametrize('args, words', [
+    ('--encoder nowhere/enc', 'no folder'), ('--encoder ENC --embed-dim 48', 'match'), ('--encoder ENC --labels 2', 'labels=2'),
+    ('--encoder ENC --augment diet', "Did you mean 'deit'"), ('--encoder ENC --in-chans 3', 'channels'), ('--encoder ENC --change mixupp=0', "Did you mean 'mixup'"),
+    ('--encoder ENC --freeze 5', 'freeze=5'), ('--encoder EMPTY', 'config.json'), ('--encoder ENC --size 9', 'not a multiple of the patch')])
+def test_finetune_mistakes(typed, bad, photos, encoder, args, words):
+    args = args.replace('ENC', str(encoder)).replace('EMPTY', str(bad/'empty'))
+    assert words in out_of('gmml_finetune', typed, photos, *args.split())
+
+
+def test_unlabelled_images(typed, bad, photos):
+    assert 'not in a folder named after their class' in out_of('gmml_finetune', typed, photos/'a')
+    err = out_of('gmml_demo', typed, '--data', photos/'a')
+    assert 'one folder of images for each class' in err and 'gmml_pretrain' in err
+
+
+@pytest.mark.parametrize('args, words', [('--starts random,gml', "Did you mean 'gmml'"), ('--seeds 0', 'seeds=0'), ('--held-out tset', "Did you mean 'test'"),
+                                         ('--size 9', 'not a multiple of the patch'), ('--images 9999', '9999')])
+def test_demo_mistakes(typed, bad, args, words):
+    assert words in out_of('gmml_demo', typed, *args.split())
+
+
+def test_settings_of_another_command(typed, encoder, tmp_path):
+    assert 'is of gmml_pretrain' in out_of('gmml_finetune', typed, '--settings', encoder)
+    (tmp_path/'s.json').write_text(json.dumps(dict(command='gmml_pretrain', options=dict(epoch=3))))
+    assert "Did you mean 'epochs'" in out_of('gmml_pretrain', typed, '--settings', 's.json')
+    (tmp_path/'s.json').write_text('{')
+    assert 'not JSON' in out_of('gmml_pretrain', typed, '--settings', 's.json')
+
+
+def test_python_call_raises(photos):
+    with pytest.raises(ValueError, match='did you mean'): gmml_pretrain('digitz', size=8, patch_size=2)
+    with pytest.raises(ValueError, match='start'): gmml_demo(starts='nothing')
