@@ -39,7 +39,8 @@ def masked_error(
         raise ValueError(f"reduction={reduction!r}: give 'mean', 'sum' or 'none'")
     dt = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
     diff = torch.where(mask, pred.to(dt) - target.to(dt), 0.)
-    o,n = err(diff).flatten(1).sum(1), mask.expand_as(pred).flatten(1).sum(1) # (bs,), (bs,)
+    o = err(diff).flatten(1).sum(1)                                       # (bs,)
+    n = (mask.flatten(1).sum(1) * (pred[0].numel()//mask[0].numel())).expand(len(pred))  # (bs,): corrupted elements
     if reduction == 'none': return o / n.clamp(min=1)
     return o.sum() if reduction == 'sum' else o.sum() / n.sum().clamp(min=1)
 
