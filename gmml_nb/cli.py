@@ -588,17 +588,19 @@ def demo_comparison(
 class OneBar(Callback):
     "One progress bar for a whole training, in place of a line for each epoch"
     order,run_valid = ProgressCallback.order,False
-    def before_fit(self):
-        self.old,self.learn.logger = self.learn.logger,noop
+    def before_fit(self): self.meter,self.old,self.learn.logger = None,self.learn.logger,noop
+    def before_train(self):
+        if self.meter is not None: return
         self.meter = progress_bar(range(self.n_epoch*len(self.dls.train)))
         self.meter.update(0)
     def after_batch(self):
         self.meter.comment = f'loss {self.smooth_loss.item():.3f}'
         self.meter.update(self.train_iter)
     def after_fit(self):
+        self.learn.logger = self.old
+        if self.meter is None: return   # `validate` calls `before_fit` and `after_fit` too
         self.meter.on_iter_end()
         print()
-        self.learn.logger = self.old
 
 # %% ../nbs/95_cli.ipynb #00eea311
 class KeepPictures(Callback):
