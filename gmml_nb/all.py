@@ -8,4 +8,5 @@ from .loss import *
 from .pretrain import *
 from .finetune import *
 from .evaluate import *
+from .cli import *
 from .benchmark import *
