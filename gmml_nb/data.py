@@ -754,7 +754,8 @@ def pretrain_dls(
 # %% ../nbs/00_data.ipynb #bbfc94eb
 AUGMENTS = {'deit': dict(auto_augment='original', re_prob=.25), # the paper's: AutoAugment
             'deit-rand': dict(auto_augment='rand-m9-mstd0.5-inc1', re_prob=.25), # DeiT's published code
-            'light': dict(scale=(.6, 1.))} # crops and flips only, for small images and small sets
+            'light': dict(scale=(.6, 1.)), # crops and flips only, for small images and small sets
+            'crop': dict(scale=(.6, 1.), hflip=0.)} # crops only: for digits, letters, and what else a mirror changes
 
 # %% ../nbs/00_data.ipynb #26d96ca0
 def _recipe_args(recipe, c):
@@ -947,7 +948,7 @@ def finetune_dls(
     source, # folder of class folders (or of train/, valid/, test/), data frame, dataset's name, (images, labels)
     size: int | tuple[int, int] = 224, # px: side, or (height, width)
     bs: int = 64, # images in a batch, in each process
-    recipe='deit', # augmentation: 'deit', 'deit-rand', 'light', None, or a function of a Pillow image
+    recipe='deit', # augmentation: 'deit', 'deit-rand', 'light', 'crop', None, or a function of a Pillow image
     labels: int | None = None, # labelled training images to keep, equally many of each class; None: all
     seed: int = 42, # of the splits, the order and the augmentation
     valid_pct: float = .2, # share of the training images held out where there is no official valid/, [0,1)
