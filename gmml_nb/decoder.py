@@ -24,7 +24,7 @@ class PatchTranspose(nn.ConvTranspose2d):
         x:torch.Tensor, # Tokens (bs, d, gh, gw)
     ) -> torch.Tensor:  # Images (bs, C, H, W)
         o = torch.einsum('bdhw,dcpq->bchpwq', x, self.weight)             # (bs, C, gh, ph, gw, pw)
-        return o.flatten(4, 5).flatten(2, 3) + self.bias[:,None,None]
+        return o.flatten(4, 5).flatten(2, 3) + self.bias[:,None,None].to(o.dtype)   # half stays half under autocast
 
 # %% ../nbs/30_decoder.ipynb #3bc87e44
 class PointwiseDecoder(nn.Sequential):
