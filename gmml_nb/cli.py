@@ -501,7 +501,7 @@ def gmml_finetune(
     epochs:int=100, # Passes over the labelled images
     lr:float=None, # Peak learning rate of a batch of 512; it grows with the batch; left out: the recipe's
     bs:int=64, # Images of a batch, in each process
-    augment:str='deit', # 'deit', 'deit-rand', 'light' or 'none'
+    augment:str='deit', # 'deit', 'deit-rand', 'light', 'crop' or 'none'
     recipe:str='deit', # The fine-tuning recipe
     change:str=None, # Fields of the recipe to change: "mixup=0 drop_path=0"
     freeze:int=None, # Blocks that do not train, counted from the image; -1: the whole encoder
@@ -531,14 +531,12 @@ def gmml_finetune(
     return learn
 
 # %% ../nbs/95_cli.ipynb #a81918cb
-AUGMENTS.setdefault('crop', dict(scale=(.6, 1.), hflip=0.))   # digits and letters must not be mirrored
-
 DEMO_DEFAULTS = dict(
     digits=dict(size='8', patch_size='2', embed_dim=64, depth=4, num_heads=4, labels=50, bs=32, finetune_bs=10,
-                epochs=25, finetune_epochs=60, lr=.016, finetune_lr=.05, augment='none',
+                epochs=25, finetune_epochs=120, lr=.008, finetune_lr=.05, augment='crop',
                 change='flip=0 jitter_p=0 crop=.5,1 max_side=.5 drop_path=0', finetune_change='mixup=0 cutmix=0'),
     small=dict(size='28', patch_size='4', embed_dim=96, depth=6, num_heads=6, images=2000, labels=100, bs=32,
-               finetune_bs=10, epochs=20, finetune_epochs=50, lr=.016, finetune_lr=.05, augment='none',
+               finetune_bs=10, epochs=20, finetune_epochs=50, lr=.016, finetune_lr=.05, augment='crop',
                change='flip=0 jitter_p=0 crop=.5,1 drop_path=0', finetune_change='mixup=0 cutmix=0'),
     photos=dict(size='64', patch_size='8', embed_dim=96, depth=6, num_heads=6, images=2000, bs=32, finetune_bs=10,
                 epochs=40, finetune_epochs=50, lr=.008, finetune_lr=.05, augment='light',
@@ -752,7 +750,7 @@ def gmml_demo(
     finetune_bs:int=None, # Images of a fine-tuning step
     lr:float=None, # Peak learning rate of pretraining, for a batch of 256
     finetune_lr:float=None, # Peak learning rate of fine-tuning, for a batch of 512
-    augment:str=None, # Of the labelled images: 'deit', 'deit-rand', 'light' or 'none'
+    augment:str=None, # Of the labelled images: 'deit', 'deit-rand', 'light', 'crop' or 'none'
     change:str=None, # Fields of the pretraining recipe: "flip=0 crop=.5,1"
     finetune_change:str=None, # Fields of the fine-tuning recipe: "mixup=0 cutmix=0"
     held_out:str='test', # What accuracy is measured on: 'test', or 'valid', to choose settings by
