@@ -520,7 +520,7 @@ def restore(self:Checkpoint):
     try: self.load(last)
     except Exception as e: raise ValueError(f'{last} is damaged ({type(e).__name__}: {e}). Remove it to start anew, '
                                             'or choose another checkpoint folder') from e
-    print(f'going on after epoch {self.done} of {last}')
+    print(f'going on after epoch {self.done} of {self.n_epoch}')
 
 # %% ../nbs/50_pretrain.ipynb #37318437
 @patch
