@@ -104,6 +104,7 @@ if num_distrib():
 json.dump(dict(train=learn.seen.seen[True], valid=learn.seen.seen[False], w=model.weight.flatten().tolist(), whole=whole,
                loss=learn.recorder.values[-1][1], idxs=dls.valid.get_idxs(), items=dls.valid.dataset.items[:, 0, 0, 0].tolist()),
           open(f'{sys.argv[2]}/{rank_distrib()}.json', 'w'))
+if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()   # or its threads may abort the exit
 '''
 
 def test_two_processes(tmp_path):
