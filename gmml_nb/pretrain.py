@@ -7,8 +7,8 @@ Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 # %% auto #0
 __all__ = ['RECIPES', 'ACTS', 'LOSSES', 'Recipe', 'known', 'override', 'get_recipe', 'make_alien', 'augment', 'GMML', 'to_float',
            'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'SkipValidation', 'decay_groups', 'check_unlabelled',
-           'gmml_learner', 'warmup_cosine', 'check_epochs', 'check_run', 'own_rng', 'run_facts', 'Checkpoint',
-           'rng_state', 'set_rng_state']
+           'method_learner', 'gmml_model', 'recipe_loss', 'gmml_learner', 'warmup_cosine', 'check_epochs', 'check_run',
+           'own_rng', 'run_facts', 'Checkpoint', 'rng_state', 'set_rng_state']
 
 # %% ../nbs/50_pretrain.ipynb #f1d31c0e
 import difflib, json, math, os, shutil, tempfile, time
@@ -134,6 +134,7 @@ def augment(
 class GMML(Callback):
     "Turn a batch `(images,)` into `(corrupted,)` and `(clean, mask)`, on the device of the batch"
     order = CastToTensor.order + .5   # after fastai has cast the batch, before `MixedPrecision` (10) enters autocast
+    method,facts = 'gmml',{}          # which method trains, and what it is set to beyond the recipe
     def __init__(self,
         recipe:Recipe,     # Choices of the run
         patch_size,        # Pixels, a number or (ph, pw)
@@ -226,6 +227,24 @@ def before_validate(self:GMML):
     self.idxs = list(self.dl.get_idxs()) if hasattr(self.dl, 'get_idxs') else range(sum(len(b[0]) for b in self.dl))
     self.seen,self.donors = 0,self.held_out()
 
+# %% ../nbs/50_pretrain.ipynb #c3d3ed2f
+@patch
+def inputs(self:GMML,
+    corrupted:torch.Tensor, # Normalised, corrupted images (bs, C, H, W)
+    mask:torch.Tensor,      # bool (bs, 1, H, W), True = corrupted
+) -> tuple:                 # Arguments of the model
+    "What the model sees: GMML's model is not told where the corruption is"
+    return corrupted,
+
+@patch
+def restored(self:GMML,
+    pred:torch.Tensor, # What the model returned (bs, C, H, W)
+    x:torch.Tensor,    # Clean, normalised images (bs, C, H, W)
+    mask:torch.Tensor, # bool (bs, 1, H, W), True = corrupted
+) -> torch.Tensor:     # Normalised images (bs, C, H, W)
+    "What the model returned, as images: GMML's model returns images"
+    return pred
+
 # %% ../nbs/50_pretrain.ipynb #0c88164a
 @patch
 def before_batch(self:GMML):
@@ -239,7 +258,7 @@ def before_batch(self:GMML):
         self.seen += len(x)
     x = self.normalise(x)
     corrupted,mask = self.corrupt(x, idxs)
-    self.learn.xb,self.learn.yb = (corrupted,),(x, mask)
+    self.learn.xb,self.learn.yb = self.inputs(corrupted, mask),(x, mask)
 
 # %% ../nbs/50_pretrain.ipynb #9e06087f
 class AvgMaskedLoss(AvgLoss):
@@ -297,6 +316,49 @@ def check_unlabelled(
     what = f'{len(b)} tensors' if isinstance(b, (tuple, list)) else 'a bare tensor'
     raise ValueError(f'a batch is {what}, and pretraining takes 1-tuples of clean images with their statistics: make the loaders with pretrain_dls')
 
+# %% ../nbs/50_pretrain.ipynb #719cb5ee
+def method_learner(
+    dls:DataLoaders,        # From `pretrain_dls`: batches are 1-tuples of images
+    arch:str,               # timm name of a `VisionTransformer`
+    recipe,                 # A name in `RECIPES`, or a `Recipe`
+    make_model,             # Function of (encoder, recipe): a model with an attribute `encoder`
+    callback,               # Function of (recipe, patch_size, stats, seed): a `GMML`
+    make_loss,              # Function of (encoder, recipe): called as loss(prediction, clean, mask)
+    pretrained:bool=False, patch_size=None, model_args:dict=None, seed:int=42, cbs=None, metrics=None, path='.',
+    **overrides,            # Fields of `Recipe` to change; the others as in `gmml_learner`
+) -> Learner:
+    "A `Learner` that pretrains `arch` with the recipe's optimiser, and with the model, callback and loss of some method"
+    r = get_recipe(recipe, **overrides)
+    check_unlabelled(dls)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size,
+                          drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
+        model = make_model(enc, r)
+    cbs = [callback(r, enc.patch_size, dls.stats, seed), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
+           *([] if len(dls.valid) else [SkipValidation()]), *listify(cbs)]
+    opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True)
+    return Learner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
+
+# %% ../nbs/50_pretrain.ipynb #fc948507
+ACTS = dict(relu=nn.ReLU, gelu=nn.GELU)
+LOSSES = dict(l1=MaskedL1Loss, l2=MaskedMSELoss)
+
+def gmml_model(
+    enc:GMMLEncoder, # Any
+    r:Recipe,        # Choices of the run
+) -> nn.Module:
+    "The encoder and the decoder that the recipe names"
+    act = ACTS[known(r.decoder_act, ACTS, 'activation')]
+    return GMMLAutoencoder(enc, PointwiseDecoder(enc.dim, enc.in_chans, enc.patch_size, r.decoder_layers, act))
+
+def recipe_loss(
+    enc:GMMLEncoder, # Any
+    r:Recipe,        # Choices of the run
+) -> nn.Module:
+    "The loss that the recipe names"
+    return LOSSES[known(r.loss, LOSSES, 'loss')]()
+
 # %% ../nbs/50_pretrain.ipynb #2fd3544e
 def gmml_learner(
     dls:DataLoaders,        # From `pretrain_dls`: batches are 1-tuples of images
@@ -312,22 +374,8 @@ def gmml_learner(
     **overrides,            # Fields of `Recipe` to change
 ) -> Learner:               # With `fit_gmml`, `show_reconstructions` and `export_encoder`
     "A `Learner` that pretrains `arch` by restoring corrupted images"
-    r = get_recipe(recipe, **overrides)
-    check_unlabelled(dls)
-    size = tuple(dls.size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=size, patch_size=patch_size,
-                          drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
-        act = ACTS[known(r.decoder_act, ACTS, 'activation')]
-        dec = PointwiseDecoder(enc.dim, dls.in_chans, enc.patch_size, r.decoder_layers, act)
-    loss = LOSSES[known(r.loss, LOSSES, 'loss')]()
-    cbs = [GMML(r, enc.patch_size, dls.stats, seed), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
-           *([] if len(dls.valid) else [SkipValidation()]), *listify(cbs)]
-    opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True)
-    return Learner(dls, GMMLAutoencoder(enc, dec), loss, opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
-ACTS = dict(relu=nn.ReLU, gelu=nn.GELU)
-LOSSES = dict(l1=MaskedL1Loss, l2=MaskedMSELoss)
+    return method_learner(dls, arch, recipe, gmml_model, GMML, recipe_loss, pretrained, patch_size, model_args, seed,
+                          cbs, metrics, path, **overrides)
 
 # %% ../nbs/50_pretrain.ipynb #3f970121
 def warmup_cosine(
@@ -371,7 +419,7 @@ def gmml_cost(self:Learner,
         for _ in range(2):
             t = time.perf_counter()
             corrupted,mask = cb.alien(x, cb.patch_size)
-            loss = self.loss_func(model(corrupted), x, mask)
+            loss = self.loss_func(model(*cb.inputs(corrupted, mask)), x, mask)
             loss.backward()
             loss.item()
             secs.append(time.perf_counter() - t)
@@ -413,7 +461,7 @@ def run_facts(
 ) -> dict:         # JSON values
     "What a run must share with one that it goes on from"
     enc,cb = get_model(learn.model).encoder,learn.gmml
-    return dict(asdict(cb.recipe), n_epoch=n_epoch, arch=enc.arch, model_args=enc.model_args, seed=cb.seed,
+    return dict(asdict(cb.recipe), method=cb.method, **cb.facts, n_epoch=n_epoch, arch=enc.arch, model_args=enc.model_args, seed=cb.seed,
                 images=len(learn.dls.train.dataset), bs=learn.dls.bs*max(1, num_distrib()), stats=[o.tolist() for o in cb.stats])
 
 # %% ../nbs/50_pretrain.ipynb #ffc0d0a1
@@ -441,7 +489,8 @@ def reconstruct(self:Learner,
     x,cb.donors = cb.held_out(n),cb.held_out()
     corrupted,mask = cb.corrupt(x, range(len(x)))
     training = self.model.training
-    with torch.no_grad(): restored = self.model.to(x.device).eval()(corrupted)
+    with torch.no_grad(): pred = self.model.to(x.device).eval()(*cb.inputs(corrupted, mask))
+    restored = cb.restored(pred, x, mask)
     self.model.train(training)
     show = {k: cb.denormalise(v).cpu() for k,v in dict(clean=x, corrupted=corrupted, restored=restored).items()}
     return dict(show, mask=mask.cpu())
@@ -528,7 +577,7 @@ def check_same(self:Checkpoint,
     folder, # Of one epoch
 ):
     "Raise a `ValueError` when `folder` is of another run, naming what differs"
-    try: old = json.loads((folder/'config.json').read_text())
+    try: old = dict(dict(method='gmml'), **json.loads((folder/'config.json').read_text()))   # older ones do not say
     except (OSError, ValueError) as e: raise ValueError(f'{folder} is damaged ({e}). Remove it to start anew') from e
     diff = {k: (old.get(k), v) for k,v in self.config.items() if old.get(k) != v}
     if diff: raise ValueError(f'{folder} is of another run: ' + ', '.join(f'{k} was {a!r} and is {b!r}'
@@ -579,7 +628,7 @@ def export_encoder(self:Learner,
     folder,enc,cb = Path(folder),get_model(self.model).encoder,self.gmml
     mean,std = ([round(v, 6) for v in o.tolist()] for o in cb.stats)
     cfg = dict(pretrained_cfg=dict(tag='gmml', license=None, mean=mean, std=std), 
-                 gmml=dict(recipe=asdict(cb.recipe), epochs=len(getattr(self.recorder, 'values', [])), images=len(self.dls.train.dataset), **about))
+                 gmml=dict(method=cb.method, **cb.facts, recipe=asdict(cb.recipe), epochs=len(getattr(self.recorder, 'values', [])), images=len(self.dls.train.dataset), **about))
     if rank_distrib(): return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
