@@ -8,5 +8,7 @@ from .loss import *
 from .pretrain import *
 from .finetune import *
 from .evaluate import *
+from .baselines import *
+from .paper import *
 from .cli import *
 from .benchmark import *

@@ -48,6 +48,9 @@ def test_import_all_from_wheel(installed, probe):
     assert {'gmml_learner', 'pretrain_dls', 'group_mask', 'GMMLEncoder', 'accuracy'} <= set(probe['names'])
 
 
+def test_numbers_of_the_paper_are_in_the_wheel(probe): assert 'gmml_nb/paper.csv' in probe['files']
+
+
 def test_version_is_stated_once(probe):
     assert probe['version'] == settings()['version']
     places = [f for f in [*ROOT.glob('*.toml'), *ROOT.glob('*.py'), *(ROOT/'gmml_nb').glob('*.py')] if f"'{probe['version']}'" in f.read_text()
