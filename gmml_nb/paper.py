@@ -90,11 +90,11 @@ def claim(
     by:str='method',  # Column that tells them apart
 ) -> str:             # 'holds here: ...', 'does not hold here: ...' or 'not tested here: ...'
     "Is `a` better than `b`? From the differences of the seeds that both have"
-    d = df[df[by].isin([a, b])]
-    if d.duplicated([by, 'seed']).any():
+    if a == b: return f'not tested here: no {by} but {a}'
+    a_,b_ = (df[[v == o for v in df[by]]].set_index('seed').value.astype(float) for o in (a, b))
+    if any(o.index.duplicated().any() for o in (a_, b_)):
         raise ValueError(f'several runs of one {by} and seed: select runs that differ in nothing else')
-    d = d.pivot(index='seed', columns=by, values='value').reindex(columns=[a, b]).astype(float)
-    diff = 100*(d[a] - d[b]).dropna()
+    diff = 100*(a_ - b_).dropna()
     if len(diff) < 2: return f'not tested here: {len(diff)} seed{"" if len(diff) == 1 else "s"} of both {a} and {b}'
     low,high = stats.ttest_1samp(diff, 0).confidence_interval(.95)
     how = 'ahead of' if low > 0 else 'behind' if high < 0 else 'not clearly apart from'
@@ -103,11 +103,14 @@ def claim(
 
 # %% ../nbs/72_paper.ipynb #233f7b89
 def claims(
-    what:dict,       # {claim in words: (a, b), or a function of a base's runs that returns the two}
+    what:dict,       # {claim in words: (a, b), or a function of a base's runs that returns the two, or None: no experiment}
     runs:dict,       # From `sweep_runs`
     by:str='method', # Column that tells `a` and `b` apart
 ) -> pd.DataFrame:   # claim, data, verdict
     "A verdict for each claim and base"
-    if not runs: return pd.DataFrame([dict(claim=k, data='', verdict='not tested here: no finished run') for k in what])
-    def pair(ab, df): return ab(df) if callable(ab) else ab
-    return pd.DataFrame([dict(claim=k, data=base, verdict=claim(df, *pair(ab, df), by)) for k,ab in what.items() for base,df in runs.items()])
+    rows = []
+    for k,ab in what.items():
+        if ab is None: rows.append((k, '', 'not tested here: no experiment'))
+        elif not runs: rows.append((k, '', 'not tested here: no finished run'))
+        else: rows += [(k, base, claim(df, *(ab(df) if callable(ab) else ab), by)) for base,df in runs.items()]
+    return pd.DataFrame(rows, columns=['claim', 'data', 'verdict'])
