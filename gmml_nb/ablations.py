@@ -296,8 +296,8 @@ def _fusions(b):
     return [dict(blocks=o) for o in dict.fromkeys(tuple(sorted({max(1, round(i*depth/12)) for i in o})) for o in sets)]
 
 def _labels(b):
-    n = b.labels or b.images or DATASETS[b.data].n_train
-    return [dict(labels=round(n*f), method=m) for m in ('gmml', 'random') for f in (.05, .2, 1)]
+    n = b.images or DATASETS[b.data].n_train   # as many fine-tuning steps for every number of labels
+    return [dict(labels=round(n*f), method=m, finetune_epochs=round(b.finetune_epochs/f)) for m in ('gmml', 'random') for f in (.05, .2, 1)]
 
 # %% ../nbs/70_ablations.ipynb #0e4fca06
 SWEEPS = dict(
@@ -385,20 +385,19 @@ class StepTimer(Callback):
 @patch
 def probe(self:Experiment,
     root=None, # Folder of the data
-    n:int=6,   # Steps to time
-) -> tuple:    # seconds of a step of pretraining (0 without one) and of fine-tuning
-    "Time a few steps of both trainings"
+    n:int=8,   # Steps to time, the first one left out
+) -> float:    # Seconds
+    "The median time of a step of pretraining, or of fine-tuning for methods without one"
     ds,idxs = self.source(self.data, root)
-    take = lambda bs: min(len(idxs), n*bs)
-    pre_secs = 0.
+    pre,t = self.method in METHODS,StepTimer()
+    few = dict(images=min(len(idxs), n*(self.bs if pre else self.finetune_bs)), labels=None, valid_pct=0., spare=0., held_out='test')
+    e = replace(self, pretrain_on=None, epochs=1, finetune_epochs=1, **few)
     with tempfile.TemporaryDirectory() as tmp:
-        if self.method in METHODS:
-            e,t = replace(self, images=take(self.bs), labels=None, epochs=1, pretrain_on=None, valid_pct=0.),StepTimer()
-            e.pretrained(e.loaders(root)[0], tmp, t)
-            pre_secs = float(np.median(t.secs))
-        e,t = replace(self, images=take(self.finetune_bs), labels=None, finetune_epochs=1, method='random', spare=0., held_out='test'),StepTimer()
-        e.finetuned(e.loaders(root)[1], None, t)
-    return pre_secs, float(np.median(t.secs))
+        dls = e.loaders(root)
+        if pre: e.pretrained(dls[0], tmp, t)
+        else: e.finetuned(dls[1], None, t)
+    if not t.secs: raise ValueError(f'{self.data} has {len(idxs)} images, too few for two steps: lower bs or finetune_bs')
+    return float(np.median(t.secs))
 
 # %% ../nbs/70_ablations.ipynb #d84fae40
 @patch
@@ -417,13 +416,15 @@ def sizes(self:Experiment,
 def cost(self:Sweep) -> pd.DataFrame: # A row for each run that is to do
     "Images, steps and hours of each run; a pretraining that several runs share counts in the first of them"
     rows,secs,seen = [],{},set()
-    for e in self.todo:
-        key = e.method,e.size,e.arch,str(e.model_args),e.bs,e.finetune_bs,e.recipes[0].views,e.recipes[0].blocks
+    def step(e):
+        key = e.method,e.size,e.arch,str(e.model_args),e.bs,e.finetune_bs,e.recipes[0].views
         if key not in secs: secs[key] = e.probe(self.root)
-        (pre,fine,test),(a,b) = e.sizes(self.root),secs[key]
+        return secs[key]
+    for e in self.todo:
+        (pre,fine,test),b = e.sizes(self.root),step(replace(e, method='random'))
         if e.pretraining_id in seen: pre = 0
-        if e.method in METHODS: seen.add(e.pretraining_id)
-        hours = (pre*a + fine*b + test/e.finetune_bs*b/3)/3600   # a forward pass is a third of a step
+        seen.add(e.pretraining_id)
+        hours = ((pre*step(e) if pre else 0) + fine*b + test/e.finetune_bs*b/3)/3600   # a forward pass is a third of a step
         rows.append({**self.runs[e.id][1], 'seed': e.seed, 'images': pre*e.bs + fine*e.finetune_bs, 'steps': pre + fine, 'hours': hours})
     return pd.DataFrame(rows)
 
@@ -470,6 +471,7 @@ def run_group(
 def run(self:Sweep,
     jobs:int=1,         # Processes side by side, each with its share of the cores
     estimate:bool=True, # Time a few steps first, and print what is to come?
+    cbs=None,           # fastai callbacks of every training
 ) -> pd.DataFrame:      # `table`
     "Run what has no line in the results yet"
     todo = self.todo
@@ -480,26 +482,26 @@ def run(self:Sweep,
               f'{format_time(3600*c.hours.sum())} in one process' + f', with {jobs} jobs on the same cores somewhat less'*(jobs > 1))
     groups = {}
     for e in todo: groups.setdefault(e.pretraining_id, []).append(e)
-    failed = self._one_by_one(groups) if jobs == 1 else self._side_by_side(groups, jobs)
+    failed = self._one_by_one(groups, cbs) if jobs == 1 else self._side_by_side(groups, cbs, jobs)
     if failed: print('failed, and left out:', *failed, sep='\n  ')
     return self.table()
 
 @patch
-def _one_by_one(self:Sweep, groups):
+def _one_by_one(self:Sweep, groups, cbs):
     pre = {e.pretraining_id: e.sizes(self.root)[0] for g in groups.values() for e in g}
     bar = SweepBar(sum(pre.values()) + sum(e.sizes(self.root)[1] for g in groups.values() for e in g))
     failed = []
     for i,g in enumerate(groups.values(), 1):
         bar.comment = f'{METHOD_NAMES[g[0].method]}, seed {g[0].seed} ({i}/{len(groups)})'
-        failed += run_group(g, self.results, self.work, self.root, bar)
+        failed += run_group(g, self.results, self.work, self.root, [bar, *listify(cbs)])
     bar.bar.on_iter_end()
     return failed
 
 @patch
-def _side_by_side(self:Sweep, groups, jobs):
+def _side_by_side(self:Sweep, groups, cbs, jobs):
     threads = max(1, torch.get_num_threads()//jobs)
     runs = Parallel(n_jobs=jobs, return_as='generator_unordered')(
-        delayed(run_group)(g, self.results.absolute(), self.work.absolute(), self.root, None, threads) for g in groups.values())
+        delayed(run_group)(g, self.results.absolute(), self.work.absolute(), self.root, cbs, threads) for g in groups.values())
     return [o for f in progress_bar(runs, total=len(groups)) for o in f]
 
 # %% ../nbs/70_ablations.ipynb #5260f603
@@ -562,8 +564,9 @@ def plot_sweep(
         return ax
     names = [' '.join(str(_name(k, v)) for k,v in zip(by, key)) for key in df[by].itertuples(index=False)]
     order = list(dict.fromkeys(names))
-    ax.barh(order, o.accuracy, xerr=o['± 95 %'], capsize=3, color='C0', alpha=.3)
+    ax.errorbar(o.accuracy, order, xerr=o['± 95 %'], fmt='D', capsize=3, color='C0', mfc='white')
     ax.plot(100*df.value, names, '.', color='C0')
+    ax.grid(axis='x', alpha=.3)
     ax.invert_yaxis()
     ax.set(xlabel='accuracy, %')
     return ax
