@@ -168,9 +168,9 @@ class MAE(nn.Module):
     ):
         super().__init__()
         check_tokens(encoder)
-        n = math.prod(encoder.grid)
-        self.visible = n - n_hidden(n, ratio)
-        if not 0 < self.visible <= n: raise ValueError(f'ratio={ratio} leaves {self.visible} of {n} patches: give 0 or more, less than 1')
+        n,ok = math.prod(encoder.grid),isinstance(ratio, (int, float)) and 0 <= ratio <= 1
+        self.visible = n - n_hidden(n, ratio) if ok else 0
+        if not self.visible: raise ValueError(f'ratio={ratio!r} leaves none of {n} patches: give one number, 0 or more and less than 1')
         self.encoder,self.decoder = encoder,MAEDecoder(encoder, decoder_depth, decoder_dim)
 
     def encode(self,
