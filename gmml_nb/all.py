@@ -9,6 +9,7 @@ from .pretrain import *
 from .finetune import *
 from .evaluate import *
 from .baselines import *
+from .ablations import *
 from .paper import *
 from .cli import *
 from .benchmark import *

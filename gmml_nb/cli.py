@@ -7,11 +7,11 @@ Docs: https://gmml-nb.github.io/gmml_nb/cli.html.md"""
 # %% auto #0
 __all__ = ['FREE_OPTIONS', 'DEMO_DEFAULTS', 'PAGE_STYLE', 'parse_numbers', 'parse_side', 'parse_fields', 'without_none',
            'write_text', 'save_settings', 'read_settings', 'typed_options', 'say_failure', 'alone_speaks', 'as_command',
-           'show_settings', 'check_model', 'check_numbers', 'source_of', 'pick_device', 'all_processes', 'check_same',
-           'save_history', 'save_figure', 'run_pretrain', 'gmml_pretrain', 'check_encoder', 'top_5', 'save_classifier',
-           'measure_splits', 'say_accuracy', 'save_confusion', 'write_classifier', 'run_finetune', 'gmml_finetune',
-           'demo_options', 'demo_source', 'demo_comparison', 'OneBar', 'KeepPictures', 'without_epoch_lines',
-           'html_image', 'plot_runs', 'plot_losses', 'demo_page', 'run_demo', 'gmml_demo']
+           'show_settings', 'check_model', 'check_numbers', 'source_of', 'check_same', 'save_history', 'save_figure',
+           'run_pretrain', 'gmml_pretrain', 'check_encoder', 'top_5', 'save_classifier', 'measure_splits',
+           'say_accuracy', 'save_confusion', 'write_classifier', 'run_finetune', 'gmml_finetune', 'demo_options',
+           'demo_source', 'demo_experiment', 'KeepPictures', 'html_image', 'plot_losses', 'demo_page', 'run_demo',
+           'gmml_demo', 'run_sweep', 'gmml_sweep']
 
 # %% ../nbs/95_cli.ipynb #74a85236
 import warnings
@@ -20,34 +20,30 @@ import warnings
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')   # torch says so when fastai is imported
 
 # %% ../nbs/95_cli.ipynb #337e6b41
-import argparse, ast, base64, hashlib, html, inspect, io, json, os, sys, tempfile, textwrap
-from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import asdict, replace
+import argparse, ast, base64, html, inspect, io, json, os, sys, tempfile, textwrap
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from accelerate import DistributedDataParallelKwargs
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
-from fastai.callback import fp16, progress   # `to_fp16`, `to_bf16`, `no_bar`
+from fastai.callback import progress   # `no_bar`
 from fastai.distributed import teardown_distrib
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner, Recorder
 from fastai.metrics import accuracy, top_k_accuracy
-from fastai.torch_core import default_device, num_distrib, rank_distrib
-from fastcore.basics import defaults, noop
+from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.script import anno_parser, call_parse, is_cli
-from fastprogress.fastprogress import progress_bar
 from timm.models import save_for_hf
 import gmml_nb
 from .data import AUGMENTS, DATASETS, as_labelled, finetune_dls, get_dataset, pretrain_dls
 from .vit import GMMLEncoder, check_blocks, upper_blocks
-from .pretrain import LOSSES, get_recipe, gmml_learner, known, make_alien, override
+from .pretrain import LOSSES, all_processes, get_recipe, gmml_learner, known, make_alien, override, pick_device
 from .finetune import FINETUNE_RECIPES, encoder_source, finetune_learner
-from .evaluate import STARTS, Comparison, compare_starts, read_results, same_run, summary, verdict
+from .ablations import METHOD_NAMES, SWEEPS, BASES, Experiment, Sweep, plot_sweep, read_results, summary, verdict
 
 # %% ../nbs/95_cli.ipynb #c6f78af9
 def parse_numbers(
@@ -133,7 +129,9 @@ def read_settings(
     return o['options']
 
 # %% ../nbs/95_cli.ipynb #eabc9335
-def _positional(f): return ['data'] if inspect.signature(f).parameters['data'].default is None else []
+def _positional(f):
+    first = next(iter(inspect.signature(f).parameters.values()))
+    return [first.name] if first.default is None else []
 
 def typed_options(
     f, # Function of a command
@@ -165,7 +163,7 @@ def alone_speaks():
 
 # %% ../nbs/95_cli.ipynb #70d7ce5d
 def as_command(
-    f, # Function with `data` and `settings` among its parameters
+    f, # Function; its first parameter is positional when its default is None, and `settings` brings saved ones back
 ):     # The same as a function, and as a console script
     "A console script: saved settings are filled in, and a mistake is one line instead of a traceback"
     names = list(inspect.signature(f).parameters)
@@ -235,38 +233,6 @@ def source_of(
         raise ValueError(f'root={root!r} is the folder of a dataset, but {data!r} is none of them. There are: {names}')
     if not Path(data).expanduser().exists(): return str(data)   # the loaders say what is wrong with it
     return Path(data).expanduser()
-
-# %% ../nbs/95_cli.ipynb #f2e8b351
-def pick_device(
-    device:str=None, # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the GPU if there is one
-):                   # `torch.device`
-    "The device of this process; of several processes, each takes a GPU of its own"
-    if device is None and os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes'): device = 'cpu'
-    if device is not None:
-        try: return torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as e:
-            raise ValueError(f'device={device!r} cannot be used: {str(e).splitlines()[0]}') from e
-    if torch.cuda.is_available() and num_distrib() > 1: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-    return default_device()
-
-# %% ../nbs/95_cli.ipynb #23790b39
-@contextmanager
-def all_processes(
-    learn:Learner,     # To train
-    fp16:bool=False,   # Half precision?
-    bf16:bool=False,   # bfloat16?
-    unused:bool=False, # Are there parameters that get no gradient?
-):
-    "Inside, `learn` trains in the precision that is asked for, on all processes that were launched, or on this one"
-    ask = 'fp16' if fp16 else 'bf16' if bf16 else os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')
-    if ask == 'fp16': learn.to_fp16()
-    if ask == 'bf16': learn.to_bf16()
-    if num_distrib() < 2:
-        yield learn
-        return
-    kw = dict(sync_bn=False, cpu=learn.dls.device.type == 'cpu', mixed_precision='no',   # the learner has it already
-              kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
-    with learn.no_bar() if rank_distrib() else nullcontext(), learn.distrib_ctx(**kw): yield learn
 
 # %% ../nbs/95_cli.ipynb #a1081ed1
 FREE_OPTIONS = ('data', 'root', 'out', 'checkpoint', 'settings', 'workers', 'on_error', 'device')
@@ -572,9 +538,9 @@ def demo_source(
                          'the command') from e
 
 # %% ../nbs/95_cli.ipynb #d46f181c
-def demo_comparison(
+def demo_experiment(
     o, # Options of `gmml_demo`, none left open
-):     # `Comparison`
+):     # `Experiment`
     "What the demo compares, checked before an image is read"
     check_numbers(**{k: getattr(o, k) for k in ('epochs', 'finetune_epochs', 'bs', 'finetune_bs', 'seeds')})
     size,patch = parse_side(o.size, 'size'),parse_side(o.patch_size, 'patch_size')
@@ -582,31 +548,13 @@ def demo_comparison(
     r = get_recipe(**{**parse_fields(o.change), 'lr': o.lr})
     r = check_model(r, None, o.arch, size, patch, model_args=shape)
     make_alien(r),known(r.loss, LOSSES, 'loss')
-    recipe = {k: v for k,v in asdict(r).items() if v != asdict(get_recipe())[k]}
+    new = {k: v for k,v in dict(asdict(r), pos_init='sincos').items() if v != asdict(get_recipe())[k]}
     fine = {**parse_fields(o.finetune_change), 'lr': o.finetune_lr}
     override(FINETUNE_RECIPES['deit'], **fine)
     augment = None if o.augment == 'none' else known(o.augment, [*AUGMENTS, 'none'], 'augmentation')
-    return Comparison(data=str(o.data), size=size, images=o.images, labels=o.labels, arch=o.arch, patch_size=patch,
-        model_args=dict(shape, weight_init='jax'), epochs=o.epochs, bs=o.bs, recipe=recipe, valid_pct=.1,
-        finetune_epochs=o.finetune_epochs, finetune_bs=o.finetune_bs, finetune=fine, augment=augment)
-
-# %% ../nbs/95_cli.ipynb #e893b99d
-class OneBar(Callback):
-    "One progress bar for a whole training, in place of a line for each epoch"
-    order,run_valid = ProgressCallback.order,False
-    def before_fit(self): self.meter,self.old,self.learn.logger = None,self.learn.logger,noop
-    def before_train(self):
-        if self.meter is not None: return
-        self.meter = progress_bar(range(self.n_epoch*len(self.dls.train)))
-        self.meter.update(0)
-    def after_batch(self):
-        self.meter.comment = f'loss {self.smooth_loss.item():.3f}'
-        self.meter.update(self.train_iter)
-    def after_fit(self):
-        self.learn.logger = self.old
-        if self.meter is None: return   # `validate` calls `before_fit` and `after_fit` too
-        self.meter.on_iter_end()
-        print()
+    return Experiment(data=str(o.data), size=size, images=o.images, labels=o.labels, arch=o.arch, patch_size=patch,
+        model_args=dict(shape, weight_init='jax'), epochs=o.epochs, bs=o.bs, change=new, valid_pct=.1, spare=.2,
+        finetune_epochs=o.finetune_epochs, finetune_bs=o.finetune_bs, finetune=fine, augment=augment, held_out=o.held_out)
 
 # %% ../nbs/95_cli.ipynb #00eea311
 class KeepPictures(Callback):
@@ -618,19 +566,10 @@ class KeepPictures(Callback):
     def after_fit(self):
         if not hasattr(self.learn, 'gmml'): return
         cb = self.learn.gmml
-        folder = self.folder/f'{"autoencoder" if cb.recipe.alien == "none" else "gmml"}_{cb.seed}'
+        folder = self.folder/f'{cb.method}_{cb.seed}'
         folder.mkdir(parents=True, exist_ok=True)
         save_figure(self.learn.show_reconstructions(), folder/'reconstructions.png')
         save_history(self.learn, folder/'history.csv')
-
-# %% ../nbs/95_cli.ipynb #e2f56812
-@contextmanager
-def without_epoch_lines():
-    "Inside, new learners have no progress bar of their own"
-    old = defaults.callbacks
-    defaults.callbacks = [o for o in old if o is not ProgressCallback]
-    try: yield
-    finally: defaults.callbacks = old
 
 # %% ../nbs/95_cli.ipynb #9cafcbcf
 def html_image(
@@ -643,22 +582,6 @@ def html_image(
         save_figure(fig, f)
         data = f.getvalue()
     return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-
-# %% ../nbs/95_cli.ipynb #513007ba
-def plot_runs(
-    df, # Rows of `compare_starts`
-):      # matplotlib figure
-    "A dot for each run, a bar for each mean"
-    starts = [s for s in STARTS if s in set(df.start)]
-    fig,ax = plt.subplots(figsize=(6, .5 + .45*len(starts)))
-    for i,s in enumerate(starts):
-        v = 100*df[df.start == s].value
-        ax.barh(i, v.mean(), color='C0', alpha=.25)
-        ax.plot(v, [i]*len(v), 'o', color='C0', ms=5)
-    ax.set_yticks(range(len(starts)), [STARTS[s] for s in starts])
-    ax.invert_yaxis()
-    ax.set(xlabel='accuracy, %', xlim=(0, 100))
-    return fig
 
 # %% ../nbs/95_cli.ipynb #4b89b433
 def plot_losses(
@@ -684,8 +607,8 @@ PAGE_STYLE = ('body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2r
 
 def demo_page(
     o,           # Options of `gmml_demo`, none left open
-    what,        # `Comparison`
-    df,          # Rows of `compare_starts`
+    what,        # `Experiment`
+    df,          # Table of a sweep
     work:Path,   # Folder that `KeepPictures` filled
     answer:str,  # The verdict
 ) -> str:        # A page of HTML with its pictures inside
@@ -694,11 +617,11 @@ def demo_page(
     split = dict(test='test images, which no choice was made by', valid='validation images')[o.held_out]
     parts = [f'<h1>{html.escape(answer)}</h1>',
         f'<p>Data: {html.escape(str(o.data))}. Fine-tuned on {what.labels} labelled images; accuracy on {split}.</p>',
-        '<h2>Accuracy</h2>', summary(df).reset_index().to_html(index=False, border=0), html_image(plot_runs(df))]
+        '<h2>Accuracy</h2>', summary(df).reset_index().to_html(index=False, border=0), html_image(plot_sweep(df, 'method').figure)]
     if losses: parts += ['<h2>Pretraining</h2><p>Loss on what was corrupted, by epoch.</p>', html_image(losses)]
     if restored.exists(): parts += ['<h2>Originals, corrupted, reconstructed</h2>', html_image(restored)]
     facts = {k: df.iloc[-1][k] for k in ('date', 'machine', 'versions', 'commit')}
-    text = json.dumps(dict(options=vars(o), comparison=asdict(what), **facts), indent=2, default=str)
+    text = json.dumps(dict(options=vars(o), experiment=asdict(what), **facts), indent=2, default=str)
     parts += ['<h2>Settings</h2>', f'<pre>{html.escape(text)}</pre>']
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>gmml_demo</title><style>{PAGE_STYLE}</style>'
     return '\n'.join([head, *parts, '</html>\n'])
@@ -706,24 +629,23 @@ def demo_page(
 # %% ../nbs/95_cli.ipynb #314a3238
 def run_demo(
     o, # Options of `gmml_demo`, as a namespace
-):     # Rows of `compare_starts`
+):     # Table of a sweep
     "Check everything, run what is missing, report"
     if num_distrib() > 1: raise ValueError('gmml_demo runs in one process: start it without accelerate or torchrun')
     starts = o.starts.split(',') if isinstance(o.starts, str) else list(o.starts)
-    for s in starts: known(s, STARTS, 'start')
+    for s in starts: known(s, METHOD_NAMES, 'start')
     known(o.held_out, ['test', 'valid'], 'held-out split')
     ds = demo_source(o.data, o.root)
     o = demo_options(o, ds)
     show_settings(vars(o))
-    what = demo_comparison(o)
-    work = Path(o.out)/'runs'/hashlib.md5(json.dumps([asdict(what), o.held_out]).encode()).hexdigest()[:8]
-    out,seeds = Path(o.out),range(o.seed, o.seed + o.seeds)
-    what.loaders(o.seed, o.held_out, o.root)   # too few images, or broken ones, show here
-    save_settings(out, 'gmml_demo', vars(o), comparison=asdict(what))
-    with without_epoch_lines():
-        df = compare_starts(what, o.results, starts, seeds, work, o.held_out, o.root, [OneBar(), KeepPictures(work)])
-    answer = verdict(df) if {'gmml', 'random'} <= set(starts) else ', '.join(STARTS[s] for s in starts)
-    write_text(out/'report.html', demo_page(o, what, df, work, answer))
+    what = demo_experiment(o).check()
+    out,pictures = Path(o.out),Path(o.out)/'pictures'/what.id
+    what.loaders(o.root)   # too few images, or broken ones, show here
+    save_settings(out, 'gmml_demo', vars(o), experiment=asdict(what))
+    sweep = Sweep([dict(method=m) for m in starts], what, range(o.seed, o.seed + o.seeds), o.results, out/'runs', o.root)
+    df = sweep.run(cbs=KeepPictures(pictures))
+    answer = verdict(df) if {'gmml', 'random'} <= set(starts) else ', '.join(METHOD_NAMES[s] for s in starts)
+    write_text(out/'report.html', demo_page(o, what, df, pictures, answer))
     print(f'\n{summary(df).to_string()}\n\n{answer}\nreport: {out/"report.html"}')
     return df
 
@@ -733,7 +655,7 @@ def gmml_demo(
     data:str='digits', # A folder that holds a folder of images for each class, or the name of a dataset
     root:str=None, # Folder of a dataset that is not where fastai keeps data
     out:str='gmml_demo_out', # Folder to write: report.html, results.jsonl, settings.json
-    starts:str='random,gmml', # What to compare: random, random_long, autoencoder, gmml
+    starts:str='random,gmml', # What to compare: random, random_long, autoencoder, simmim, mae, gmml
     seed:int=0, # First seed
     seeds:int=3, # How many seeds
     labels:int=None, # Labelled images to fine-tune on; left out: 10 of each class
@@ -756,6 +678,47 @@ def gmml_demo(
     held_out:str='test', # What accuracy is measured on: 'test', or 'valid', to choose settings by
     results:str=None, # JSON-lines file; runs that are in it are not run again; left out: OUT/results.jsonl
     settings:str=None, # settings.json of an earlier run, or its folder; options given here win
-): # Rows of `compare_starts`
+): # Table of a sweep
     "Is pretraining worth it? The same fine-tuning on few labels from GMML and from random weights, over several seeds"
     return run_demo(SimpleNamespace(**locals()))
+
+# %% ../nbs/95_cli.ipynb #3f271210
+def run_sweep(
+    o, # Options of `gmml_sweep`, as a namespace
+):     # Table of the sweep
+    "Say what it costs, run what is missing, report"
+    if o.sweep is None: raise ValueError(f'SWEEP is missing: give one of {", ".join(SWEEPS)}')
+    check_numbers(seeds=o.seeds, jobs=o.jobs)
+    if o.jobs > 1 and num_distrib() > 1: raise ValueError(f'jobs={o.jobs} runs several trainings side by side and a launcher one on several processes: choose one')
+    if o.data: o.change = {**parse_fields(o.change), 'data': o.data}
+    sweep = Sweep(o.sweep, o.base, range(o.seed, o.seed + o.seeds), o.results, o.out, o.root, **parse_fields(o.change))
+    print(sweep)
+    if o.dry_run: return print(sweep.say_cost()) if sweep.todo else None
+    df = sweep.run(o.jobs)
+    if not len(df): return df
+    file = Path(o.out)/f'{o.sweep}_{o.base}.png'
+    if not rank_distrib(): save_figure(plot_sweep(df, sweep.by).figure, file)
+    print(f'\n{summary(df, sweep.by).to_string()}')
+    if len(sweep.by) == 1:
+        first,*others = df[sweep.by[0]].unique()
+        print(*[verdict(df, first, v, sweep.by[0]) for v in others], sep='\n')
+    print(f'results: {sweep.results}, figure: {file}')
+    return df
+
+# %% ../nbs/95_cli.ipynb #d8ac0cc5
+@as_command
+def gmml_sweep(
+    sweep:str=None, # methods, corruption, amount, fusion, length, groups, loss, labels, augmentation, choices, equal_seconds
+    base:str='digits', # What every run has in common: digits, fashion_mnist, flowers, pets, cub, aircraft, cars, imagenet_5pct...
+    data:str=None, # A folder of class folders, or another dataset's name, in place of the base's data
+    root:str=None, # Folder of a dataset that is not where fastai keeps data
+    seed:int=0, # First seed
+    seeds:int=3, # How many seeds
+    jobs:int=1, # Runs side by side, each with its share of the cores
+    change:str=None, # Fields of the experiment or its recipe to change: "epochs=50 labels=500 max_side=.5"
+    out:str='runs', # Folder for encoders, checkpoints and the figure
+    results:str=None, # JSON-lines file; runs that are in it are not run again; left out: results/BASE.jsonl
+    dry_run:bool=False, # Say what it would cost, and run nothing
+): # Table of the sweep
+    "One of the paper's comparisons, at any scale: killed, it goes on where it was"
+    return run_sweep(SimpleNamespace(**locals()))

@@ -8,11 +8,11 @@ Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 __all__ = ['RECIPES', 'ACTS', 'LOSSES', 'Recipe', 'known', 'override', 'get_recipe', 'make_alien', 'augment', 'GMML', 'to_float',
            'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'SkipValidation', 'decay_groups', 'check_unlabelled',
            'method_learner', 'gmml_model', 'recipe_loss', 'gmml_learner', 'warmup_cosine', 'check_epochs', 'check_run',
-           'own_rng', 'run_facts', 'Checkpoint', 'rng_state', 'set_rng_state']
+           'own_rng', 'run_facts', 'Checkpoint', 'rng_state', 'set_rng_state', 'pick_device', 'all_processes']
 
 # %% ../nbs/50_pretrain.ipynb #f1d31c0e
 import difflib, json, math, os, shutil, tempfile, time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,19 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from accelerate import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from fastcore.all import listify, noop, patch, store_attr
 from fastai.callback.core import Callback, CancelEpochException, CancelValidException
-from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.fp16 import MixedPrecision   # and `to_fp16`, `to_bf16`
 from fastai.callback.schedule import ParamScheduler
+from fastai.callback import progress   # `no_bar`
 from fastai.data.core import DataLoaders
+from fastai import distributed   # `distrib_ctx`
 from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import TensorBase, distrib_barrier, get_model, num_distrib, rank_distrib
+from fastai.torch_core import TensorBase, default_device, distrib_barrier, get_model, num_distrib, rank_distrib
 from fastprogress.fastprogress import format_time
 from .data import color_jitter, gaussian_blur, random_flip, random_resized_crop
 from .corruption import Combine, NoCorruption, Noise, Replace, Zeros
@@ -637,3 +640,35 @@ def export_encoder(self:Learner,
         folder.mkdir(exist_ok=True)
         for f in Path(tmp).iterdir(): os.replace(f, folder/f.name)
     return folder
+
+# %% ../nbs/50_pretrain.ipynb #f2e8b351
+def pick_device(
+    device:str=None, # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the GPU if there is one
+):                   # `torch.device`
+    "The device of this process; of several processes, each takes a GPU of its own"
+    if device is None and os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes'): device = 'cpu'
+    if device is not None:
+        try: return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as e:
+            raise ValueError(f'device={device!r} cannot be used: {str(e).splitlines()[0]}') from e
+    if torch.cuda.is_available() and num_distrib() > 1: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    return default_device()
+
+# %% ../nbs/50_pretrain.ipynb #23790b39
+@contextmanager
+def all_processes(
+    learn:Learner,     # To train
+    fp16:bool=False,   # Half precision?
+    bf16:bool=False,   # bfloat16?
+    unused:bool=False, # Are there parameters that get no gradient?
+):
+    "Inside, `learn` trains in the precision that is asked for, on all processes that were launched, or on this one"
+    ask = 'fp16' if fp16 else 'bf16' if bf16 else os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')
+    if ask == 'fp16': learn.to_fp16()
+    if ask == 'bf16': learn.to_bf16()
+    if num_distrib() < 2:
+        yield learn
+        return
+    kw = dict(sync_bn=False, cpu=learn.dls.device.type == 'cpu', mixed_precision='no',   # the learner has it already
+              kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
+    with learn.no_bar() if rank_distrib() else nullcontext(), learn.distrib_ctx(**kw): yield learn
