@@ -32,7 +32,8 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
 from fastai.metrics import accuracy
 from fastai.torch_core import default_device, get_model
-from .data import DATASETS, ImageDL, ImageLoaders, as_labelled, class_order, finetune_dls, get_dataset, own_seeds, pretrain_dls
+from .data import DATASETS, ImageDL, ImageLoaders, as_labelled, class_order, finetune_dls, get_dataset
+from .data import own_seeds, pretrain_dls
 from .vit import check_blocks
 from .pretrain import SkipValidation, gmml_learner, known, to_float
 from .finetune import finetune_learner, load_encoder
@@ -54,7 +55,7 @@ def interval(
                         batch=max(1, 10**6//len(v)), rng=np.random.default_rng(seed)).confidence_interval
     return float(v.mean()), float(o.high - o.low)/2
 
-# %% ../nbs/65_evaluate.ipynb #61fb7c9f
+# %% ../nbs/65_evaluate.ipynb #8257a982
 def as_vit(
     encoder, # Folder of `export_encoder`, a learner (pretraining or fine-tuning), a timm name, or a module
     shape,   # Of the images, (C, H, W)
@@ -72,7 +73,7 @@ def as_vit(
                                               f'{want}: give size and in_chans to the loaders')
     return m if isinstance(encoder, nn.Module) else m.to(device)
 
-# %% ../nbs/65_evaluate.ipynb #c98d0c71
+# %% ../nbs/65_evaluate.ipynb #13efd476
 @contextmanager
 def eval_mode(
     model:nn.Module,
@@ -85,7 +86,7 @@ def eval_mode(
     finally:
         for m,training in modes: m.training = training
 
-# %% ../nbs/65_evaluate.ipynb #5de405f9
+# %% ../nbs/65_evaluate.ipynb #a089500b
 def own_stats(
     encoder, # As in `features`
 ):           # (mean, std) of each channel, 0-1; None where they are not known
@@ -99,7 +100,7 @@ def own_stats(
         else: return None   # `as_vit` says what is wrong
         return cfg['mean'], cfg['std']
 
-# %% ../nbs/65_evaluate.ipynb #3870c803
+# %% ../nbs/65_evaluate.ipynb #e60695eb
 def plain_dl(
     dl,         # A loader, labelled or not
     stats=None, # (mean, std) of each channel to normalise with, 0-1; None: the loader's own
@@ -109,8 +110,8 @@ def plain_dl(
     ds = copy(dl.dataset)
     ds.augment = None
     if stats is not None: ds.stats = tuple(torch.as_tensor(o, dtype=torch.float32) for o in stats)
-    if len(ds.stats[0]) != ds.in_chans: raise ValueError(
-        f'images of {ds.in_chans} channels, but statistics of {len(ds.stats[0])}: give in_chans={len(ds.stats[0])} to the loaders')
+    c = len(ds.stats[0])
+    if c != ds.in_chans: raise ValueError(f'images of {ds.in_chans} channels, but statistics of {c}: give in_chans={c} to the loaders')
     return dl.new(ds, shuffle=False, drop_last=False, shard=False)
 
 def as_parts(b): return b if isinstance(b, (tuple, list)) else (b,)   # a bare tensor is images alone
@@ -121,12 +122,13 @@ def normalised(
 ):      # float, normalised
     "Images of a loader as an encoder takes them"
     if getattr(ds, 'normed', False) or not hasattr(ds, 'in_chans'):
-        if not x.is_floating_point(): raise ValueError(f'images are {x.dtype}: give a loader that normalises them, or one of pretrain_dls')
+        if not x.is_floating_point():
+            raise ValueError(f'images are {x.dtype}: give a loader that normalises them, or one of pretrain_dls')
         return x
     m,s = (o.to(x.device).view(-1, 1, 1) for o in ds.stats)
     return (to_float(x) - m)/s
 
-# %% ../nbs/65_evaluate.ipynb #852c4791
+# %% ../nbs/65_evaluate.ipynb #06845a37
 def pooled(
     vit,       # timm `VisionTransformer`
     x,         # Normalised images (bs, C, H, W)
@@ -138,7 +140,7 @@ def pooled(
                                    output_fmt='NLC', intermediates_only=True)     # (bs, n, d), and (bs, prefix, d)
     return vit.fc_norm(o[1][:, 0] if pool == 'token' else o.mean(1))
 
-# %% ../nbs/65_evaluate.ipynb #553db990
+# %% ../nbs/65_evaluate.ipynb #df9e4f10
 def features(
     encoder,         # Folder of `export_encoder`, a learner, a timm name, a `GMMLEncoder` or a timm `VisionTransformer`
     dl,              # A loader with labels or without; its images are read in order and without augmentation
@@ -153,29 +155,33 @@ def features(
         dl = plain_dl(dl, own_stats(encoder) if stats is None else stats)
         vit = as_vit(encoder, as_parts(dl.one_batch())[0].shape[1:], dl.device)
         block, = check_blocks(len(vit.blocks) if block is None else block, len(vit.blocks))
-        if pool == 'token' and vit.cls_token is None: raise ValueError("pool='token': this encoder has no class token, take 'mean'")
-        dev = next(vit.parameters()).device
-        with eval_mode(vit): res = [(pooled(vit, normalised(x.as_subclass(torch.Tensor).to(dev), dl.dataset), block, pool).float().cpu(),
-                                     *(o.as_subclass(torch.Tensor).cpu() for o in y[:1])) for x,*y in map(as_parts, dl)]
+        if pool == 'token' and vit.cls_token is None: raise ValueError("pool='token': there is no class token, take 'mean'")
+        dev,res = next(vit.parameters()).device,[]
+        with eval_mode(vit):
+            for b in dl:
+                x,*y = (o.as_subclass(torch.Tensor) for o in as_parts(b)[:2])
+                res.append((pooled(vit, normalised(x.to(dev), dl.dataset), block, pool).float().cpu(), *(o.cpu() for o in y)))
     f,*y = (torch.cat(o) for o in zip(*res))
     return f, (y[0] if y else None)
 
-# %% ../nbs/65_evaluate.ipynb #6b7b66be
+# %% ../nbs/65_evaluate.ipynb #b2e22998
 def check_sets(
     train_feats, train_labels, # (n, d) and (n,)
     test_feats, test_labels,   # (m, d) and (m,)
 ) -> tuple:                    # The same as arrays
     "Features and labels that belong together, or a `ValueError`"
-    if train_labels is None or test_labels is None: raise ValueError('there are no labels: take features of a labelled loader, from finetune_dls')
+    if train_labels is None or test_labels is None:
+        raise ValueError('there are no labels: take features of a labelled loader, from finetune_dls')
     x,y,tx,ty = o = [np.asarray(a) for a in (train_feats, train_labels, test_feats, test_labels)]
     if x.ndim != 2 or tx.ndim != 2 or x.shape[1] != tx.shape[1]:
         raise ValueError(f'features of shapes {x.shape} and {tx.shape}: both must be (images, width), of the same width')
     for f,l in ((x, y), (tx, ty)):
-        if l.shape != f.shape[:1] or not len(l): raise ValueError(f'{len(f)} images, but labels of shape {l.shape}: give one for each')
+        if l.shape != f.shape[:1] or not len(l):
+            raise ValueError(f'{len(f)} images, but labels of shape {l.shape}: give one for each')
     if len(np.unique(y)) < 2: raise ValueError('all training labels are of one class: at least two are needed')
     return o
 
-# %% ../nbs/65_evaluate.ipynb #25027f0e
+# %% ../nbs/65_evaluate.ipynb #883e4a4f
 def _votes(dist, T): return np.exp(-dist/T)   # dist = 1 - similarity
 
 def knn_accuracy(
@@ -192,7 +198,7 @@ def knn_accuracy(
     right = KNeighborsClassifier(k, weights=partial(_votes, T=T), metric='cosine').fit(x, y).predict(tx) == ty
     return right if per_image else float(right.mean())
 
-# %% ../nbs/65_evaluate.ipynb #480d9898
+# %% ../nbs/65_evaluate.ipynb #2a9d129d
 def fit_probe(
     x,           # Standardised features, float32 (n, d)
     y,           # Class of each, 0 to c-1
@@ -218,7 +224,7 @@ def fit_probe(
     with torch.enable_grad(): opt.step(loss)
     return w.detach(), b.detach()[0]
 
-# %% ../nbs/65_evaluate.ipynb #081cfd50
+# %% ../nbs/65_evaluate.ipynb #e1f5d208
 def linear_probe(
     train_feats, train_labels, # (n, d) and (n,)
     test_feats, test_labels,   # (m, d) and (m,)
@@ -240,18 +246,19 @@ def linear_probe(
     return right if per_image else float(right.mean())
 PROBE_LARGE = 10**9   # images x width x classes: some ten seconds of one core
 
-# %% ../nbs/65_evaluate.ipynb #221c72f7
+# %% ../nbs/65_evaluate.ipynb #b523e9a9
 def feature_rank(
     feats, # (n, d)
 ) -> float: # Between 1 and min(n, d)
     "Effective rank of features: the exponential of the entropy of their singular values"
     f = torch.as_tensor(feats)
-    if f.ndim != 2 or len(f) < 2: raise ValueError(f'features of shape {tuple(f.shape)}: give (images, width), at least two images')
+    if f.ndim != 2 or len(f) < 2:
+        raise ValueError(f'features of shape {tuple(f.shape)}: give (images, width), at least two images')
     s = torch.linalg.svdvals(f.double())
     if not s.sum() > 0: raise ValueError('all features are 0')
     return float(torch.special.entr(s/s.sum()).sum().exp())
 
-# %% ../nbs/65_evaluate.ipynb #4e7381e6
+# %% ../nbs/65_evaluate.ipynb #304f9bb3
 class TrackFeatures(Callback):
     "Columns `knn` and `rank` in the log of a pretraining run, which is otherwise the same to the last bit"
     order = Recorder.order + 1   # the recorder has its own columns by then, and `ProgressCallback` (60) has not shown them
@@ -265,11 +272,12 @@ class TrackFeatures(Callback):
         if every < 1: raise ValueError(f'every={every}: give a number of epochs, 1 or more')
         self.data,self.every,self.block,self.pool,self.k,self.due = dls,every,block,pool,k,False
         with own_seeds(): self.with_labels = dls is not None and len(as_parts(dls.train.one_batch())) > 1
-        if self.with_labels and not (len(dls.valid) and k <= len(dls.train.dataset)): raise ValueError(
-            f'{len(dls.train.dataset)} images to vote on {len(dls.valid.dataset)}: there must be {k} or more (or a smaller k), and some to be voted on')
+        if self.with_labels and not (len(dls.valid) and k <= len(dls.train.dataset)):
+            raise ValueError(f'{len(dls.train.dataset)} images to vote on {len(dls.valid.dataset)}: there must be {k} '
+                             'or more (or a smaller k), and some to be voted on')
         self.names = ['knn', 'rank'] if self.with_labels else ['rank']
 
-# %% ../nbs/65_evaluate.ipynb #125338b5
+# %% ../nbs/65_evaluate.ipynb #7c234c89
 @patch
 def measure(self:TrackFeatures) -> list: # a number for each name
     "What the features are worth now"
@@ -279,7 +287,7 @@ def measure(self:TrackFeatures) -> list: # a number for each name
     train = f(dls.train)
     return [knn_accuracy(*train, *f(dls.valid), k=self.k), feature_rank(train[0])]
 
-# %% ../nbs/65_evaluate.ipynb #ce0b6f91
+# %% ../nbs/65_evaluate.ipynb #6f2f0499
 @patch
 def before_fit(self:TrackFeatures):
     "Our columns come before the time"
@@ -298,7 +306,7 @@ def after_validate(self:TrackFeatures):
     now = n % self.every == 0 or n == self.n_epoch
     self.learn.recorder.log += self.measure() if now else [float('nan')]*len(self.names)
 
-# %% ../nbs/65_evaluate.ipynb #ca9d2fd3
+# %% ../nbs/65_evaluate.ipynb #76b16009
 def history(
     learn:Learner, # Just trained: a later `validate` makes fastai's recorder forget
 ) -> pd.DataFrame: # A row for each epoch, counted from 1, and a column for each number in the log
@@ -309,7 +317,7 @@ def history(
     df = pd.DataFrame(rows, columns=list(rec.metric_names)[1:1 + len(rows[0])], dtype=float)
     return df.set_index(pd.RangeIndex(1, len(df) + 1, name='epoch'))
 
-# %% ../nbs/65_evaluate.ipynb #019e28ce
+# %% ../nbs/65_evaluate.ipynb #b322781e
 class Enough(NamedTuple):
     "Whether a run was long enough by one measure"
     enough: bool   # True: no gain worth the name was seen in the last part
@@ -320,7 +328,7 @@ class Enough(NamedTuple):
     epochs: int    # In the last part
     def __str__(self): return self.answer
 
-# %% ../nbs/65_evaluate.ipynb #1e74a5db
+# %% ../nbs/65_evaluate.ipynb #cd9d0aa9
 def long_enough(
     history,             # From `history`, or a data frame with a row for each epoch
     by:str='valid_loss', # Column; lower is better where its name ends in 'loss', else higher
@@ -342,11 +350,12 @@ def long_enough(
     what = ('still improved' if go_on else 'got worse' if -gain > noise else 'did not clearly improve' if gain <= noise
             else 'improved by next to nothing')
     unsure = noise > 5*least*abs(total)
-    answer = (f'{"No" if go_on else "Probably" if unsure else "Yes"}: in the last {n} of {len(v)} measurements {by} {what} ({gain:+.3g} ± {noise:.2g}, '
+    head = 'No' if go_on else 'Probably' if unsure else 'Yes'
+    answer = (f'{head}: in the last {n} of {len(v)} measurements {by} {what} ({gain:+.3g} ± {noise:.2g}, '
               f'of {total:.3g} gained in all)' + (': train longer' if go_on else ', but the noise is large' if unsure else ''))
     return Enough(not go_on, answer, float(gain), float(noise), float(total), n)
 
-# %% ../nbs/65_evaluate.ipynb #9d1ca201
+# %% ../nbs/65_evaluate.ipynb #273c1acc
 def plot_progress(
     history,        # From `history`
     last:float=.2,  # Share of the run that is shaded, as in `long_enough`
