@@ -1,0 +1,139 @@
+"Sweeps: killed and restarted, several processes, and every dataset's real format from `get_dataset` to a result line"
+import json, os, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, pytest
+from PIL import Image
+from scipy.io import savemat
+from gmml_nb.ablations import BASES, Sweep, change, read_results
+from gmml_nb.data import DATASETS
+
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'TERM': 'dumb',
+       'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])}
+TINY = dict(model_args=dict(embed_dim=24, depth=2, num_heads=2, weight_init='jax'), blocks=(1, 2))
+CHANGE = "epochs=12 finetune_epochs=4 labels=50 blocks=1,2 model_args={'embed_dim':24,'depth':2,'num_heads':2}"
+
+
+def command(folder, *args): return ['gmml_sweep', 'methods', '--seeds', '1', '--change', CHANGE, '--out', folder/'runs', '--results', folder/'r.jsonl', *args]
+
+def lines(file):
+    "What does not depend on the clock and the number of threads"
+    clock = 'seconds', 'seconds_pretraining', 'seconds_finetuning', 'date', 'machine'
+    rows = [json.loads(l) for l in Path(file).read_text().splitlines()]
+    return sorted([{k: v for k,v in r.items() if k not in clock} for r in rows], key=lambda r: r['id'])
+
+def finish(cmd): subprocess.run([str(o) for o in cmd], env=ENV, check=True, capture_output=True, timeout=400)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "A sweep that was never killed"
+    d = tmp_path_factory.mktemp('whole')
+    finish(command(d))
+    return lines(d/'r.jsonl')
+
+
+def test_killed_in_the_middle_of_a_run(whole, tmp_path):
+    "SIGKILL in a pretraining, and again in the next run: the same lines as of a sweep that was never killed"
+    def kill(ready):
+        p = subprocess.Popen([str(o) for o in command(tmp_path)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.time() + 120
+        while not ready() and p.poll() is None and time.time() < end: time.sleep(.02)
+        assert p.poll() is None, 'it ended before it could be killed'
+        os.kill(p.pid, signal.SIGKILL)
+        p.wait()
+    kill(lambda: list(tmp_path.glob('runs/*/checkpoint/epoch_*')))
+    assert not (tmp_path/'r.jsonl').exists(), 'killed too late: a run had finished'
+    kill(lambda: (tmp_path/'r.jsonl').exists() and len(list(tmp_path.glob('runs/*/checkpoint/epoch_*'))))
+    done = len(lines(tmp_path/'r.jsonl'))
+    assert 0 < done < 6
+    with (tmp_path/'r.jsonl').open('a') as f: f.write('{"id": "torn')     # as a machine that stops leaves it
+    finish(command(tmp_path))
+    (tmp_path/'r.jsonl').write_text(''.join(l + '\n' for l in (tmp_path/'r.jsonl').read_text().splitlines() if not l.endswith('torn')))
+    assert lines(tmp_path/'r.jsonl') == whole
+
+
+def test_jobs_side_by_side(whole, tmp_path):
+    finish(command(tmp_path, '--jobs', '2'))
+    assert lines(tmp_path/'r.jsonl') == whole
+
+
+def test_launched_on_two_processes(tmp_path):
+    "Each run trains on both processes, and its line is written once"
+    (tmp_path/'go.py').write_text('import sys; from gmml_nb.cli import gmml_sweep; sys.exit(gmml_sweep())')
+    cmd = ['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', tmp_path/'go.py', *command(tmp_path)[1:]]
+    env = {**ENV, 'ACCELERATE_USE_CPU': 'true'}
+    r = subprocess.run([str(o) for o in cmd], env=env, capture_output=True, text=True, timeout=400)
+    assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-3000:]
+    df = read_results(tmp_path/'r.jsonl')
+    assert sorted(df.method) == sorted(o['experiment']['method'] for o in lines(tmp_path/'r.jsonl')) and len(df) == 6
+    gmml = df[df.method == 'gmml'].iloc[0]
+    assert gmml.images_pretraining == 12*(1437//64)*64      # two times 32 images in a step
+
+
+def picture(path, i):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(path)
+
+def write(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('\n'.join(rows) + '\n')
+
+N = 8, 4   # training and test images, two classes in turn
+
+def flowers(d):
+    n = sum(N)
+    for i in range(n): picture(d/f'flowers-102/jpg/image_{i+1:05d}.jpg', i)
+    savemat(d/'flowers-102/imagelabels.mat', dict(labels=np.arange(n)[None] % 2 + 1))
+    ids = np.arange(n)[None] + 1
+    savemat(d/'flowers-102/setid.mat', dict(trnid=ids[:, :6], valid=ids[:, 6:N[0]], tstid=ids[:, N[0]:]))
+
+def pets(d):
+    for s,n in zip(('trainval', 'test'), N):
+        rows = [(f'{("Abyssinian", "great_pyrenees")[i%2]}_{s}{i}', i%2 + 1) for i in range(n)]
+        write(d/f'oxford-iiit-pet/annotations/{s}.txt', *[f'{f} {c} 1 1' for f,c in rows])
+        for i,(f,_) in enumerate(rows): picture(d/f'oxford-iiit-pet/images/{f}.jpg', i)
+
+def cub(d):
+    names = '001.Black_footed_Albatross', '002.Laysan_Albatross'
+    files = [f'{names[i%2]}/{i}.jpg' for i in range(sum(N))]
+    d = d/'CUB_200_2011'
+    for i,f in enumerate(files): picture(d/'images'/f, i)
+    write(d/'images.txt', *[f'{i+1} {f}' for i,f in enumerate(files)])
+    write(d/'image_class_labels.txt', *[f'{i+1} {i%2+1}' for i in range(sum(N))])
+    write(d/'train_test_split.txt', *[f'{i+1} {int(i < N[0])}' for i in range(sum(N))])
+    write(d/'classes.txt', *[f'{i+1} {o}' for i,o in enumerate(names)])
+
+def aircraft(d):
+    d,names = d/'fgvc-aircraft-2013b/data',('A300B4', 'Cessna 172')
+    write(d/'variants.txt', *names)
+    for s,lo,n in (('trainval', 0, N[0]), ('test', N[0], N[1])):
+        write(d/f'images_variant_{s}.txt', *[f'{lo+i:07d} {names[i%2]}' for i in range(n)])
+        for i in range(n): picture(d/f'images/{lo+i:07d}.jpg', i)
+
+def cars(d):
+    d = d/'stanford_cars'
+    for s,n,f in (('train', N[0], 'devkit/cars_train_annos.mat'), ('test', N[1], 'cars_test_annos_withlabels.mat')):
+        a = np.zeros((1, n), dtype=[(k, object) for k in ('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2', 'class', 'fname')])
+        for i in range(n):
+            a[0, i] = (1, 1, 9, 9, i%2 + 1, f'{i+1:05d}.jpg')
+            picture(d/f'cars_{s}/{i+1:05d}.jpg', i)
+        (d/'devkit').mkdir(exist_ok=True)
+        savemat(d/f, dict(annotations=a))
+    savemat(d/'devkit/cars_meta.mat', dict(class_names=np.array(['Acura RL Sedan 2012', 'Hummer SUV 2000'], dtype=object)[None]))
+
+def imagenet(d):
+    for s,n in zip(('train', 'val'), N):
+        for i in range(n): picture(d/s/('n01440764', 'n01443537')[i%2]/f'{s}_{i}.JPEG', i)
+
+@pytest.mark.parametrize('name, write', [(f.__name__, f) for f in (flowers, pets, cub, aircraft, cars, imagenet)])
+def test_real_formats(name, write, tmp_path, monkeypatch):
+    "A miniature in the data set's own format, from `get_dataset` through pretraining to a result line"
+    write(tmp_path/'data')
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], n_classes=2, n_train=N[0], n_test=N[1], tol=0))
+    base = change(BASES['imagenet_5pct' if name == 'imagenet' else name], arch='vit_tiny_patch16_224', data=name, size=16, patch_size=8, epochs=1, bs=4,
+                  finetune_epochs=1, finetune_bs=4, **TINY)
+    s = Sweep([dict(method='gmml')], base, seeds=1, results=tmp_path/'r.jsonl', work=tmp_path/'runs', root=tmp_path/'data')
+    row = s.run().iloc[0]
+    assert (row.data, row.images_pretraining, row.images_tested) == (name, N[0], N[1]) and 0 <= row.value <= 1
