@@ -6,9 +6,9 @@ Docs: https://gmml-nb.github.io/gmml_nb/ablations.html.md"""
 
 # %% auto #0
 __all__ = ['METHOD_NAMES', 'FIXED', 'FINETUNING', 'STRONG', 'OFFICIAL', 'SWEEPS', 'AXES', 'WORDS', 'BASES', 'Experiment',
-           'with_test', 'quiet', 'Clock', 'plain_training', 'provenance', 'add_line', 'read_results', 'change', 'up_to',
-           'exactly', 'Sweep', 'StepTimer', 'SweepBar', 'run_group', 'summary', 'difference', 'verdict', 'plot_sweep',
-           'equal_seconds']
+           'with_test', 'quiet', 'Clock', 'steps', 'seen', 'plain_training', 'provenance', 'add_line', 'read_results',
+           'change', 'up_to', 'exactly', 'Sweep', 'StepTimer', 'SweepBar', 'run_group', 'summary', 'difference',
+           'verdict', 'plot_sweep', 'equal_seconds']
 
 # %% ../nbs/70_ablations.ipynb #c5b5a2da
 import hashlib, io, json, os, platform, shutil, subprocess, tempfile, time
@@ -24,10 +24,10 @@ from fastai.callback.core import Callback
 from fastai.callback import progress, schedule   # `no_bar`
 from fastai.learner import Learner
 from fastai.metrics import accuracy
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastprogress.fastprogress import format_time, progress_bar
 from .data import DATASETS, ImageLoaders, as_labelled, class_order, finetune_dls, get_dataset, pretrain_dls
-from .pretrain import Recipe, SkipValidation, all_processes, get_recipe, known, override, pick_device
+from .pretrain import LOSSES, Recipe, SkipValidation, all_processes, get_recipe, known, make_alien, override, pick_device
 from .finetune import FINETUNE_RECIPES, finetune_learner
 from .evaluate import interval
 from .baselines import METHODS
@@ -70,7 +70,7 @@ FIXED = dict(autoencoder=dict(alien='none'), mae=dict(loss='l2'))   # fields of 
 def check(self:Experiment):
     "Raise a `ValueError` for what no run can have; `self` otherwise"
     known(self.method, METHOD_NAMES, 'method'), known(self.held_out, ['test', 'valid'], 'held-out split')
-    self.recipes
+    make_alien(self.recipes[0]),known(self.recipes[0].loss, LOSSES, 'loss')
     for k in ('epochs', 'bs', 'finetune_epochs', 'finetune_bs', 'size', 'images', 'labels'):
         v = getattr(self, k)
         if v is not None and (not isinstance(v, int) or v < 1): raise ValueError(f'{k}={v!r}: give a whole number, 1 or more')
@@ -174,6 +174,15 @@ class Clock(Callback):
             self.file.write_text(json.dumps(self.secs))
 
 # %% ../nbs/70_ablations.ipynb #79a8b6a5
+def steps(
+    n:int,  # Images
+    bs:int, # Images of a step, in each process
+) -> int:
+    "Steps of an epoch; several processes share the images"
+    return -(-n//max(1, num_distrib()))//bs
+
+def seen(dls, bs): return steps(len(dls.train.dataset), bs)*bs*max(1, num_distrib())   # images in an epoch
+
 @patch
 def pretrained(self:Experiment,
     dls,       # From `loaders`
@@ -183,14 +192,15 @@ def pretrained(self:Experiment,
     "Pretrain, or take the encoder that an earlier call has left in `work`"
     folder = Path(work)/self.pretraining_id
     encoder,clock = folder/'encoder',Clock(folder/'seconds.json')
-    n = len(dls.train)*self.bs*max(1, num_distrib())*self.epochs
     if not (encoder/'config.json').exists():
         with quiet(): learn = METHODS[self.method](dls, self.arch, self.recipes[0], patch_size=self.patch_size,
                                                    model_args=self.model_args, seed=self.seed)
-        with plain_training(learn): learn.fit_gmml(self.epochs, cbs=[clock, *listify(cbs)], checkpoint=folder/'checkpoint', estimate=False)
-        learn.export_encoder(encoder, seconds=round(clock.secs, 1))
+        with plain_training(learn):
+            learn.fit_gmml(self.epochs, cbs=[clock, *listify(cbs)], checkpoint=folder/'checkpoint', estimate=False)
+            learn.export_encoder(encoder, seconds=round(clock.secs, 1))
+            distrib_barrier()   # the other processes read what the first one has written
         if not rank_distrib(): shutil.rmtree(folder/'checkpoint', ignore_errors=True)
-    return encoder, n, json.loads((encoder/'config.json').read_text())['gmml']['seconds']
+    return encoder, self.epochs*seen(dls, self.bs), json.loads((encoder/'config.json').read_text())['gmml']['seconds']
 
 @contextmanager
 def plain_training(
@@ -213,7 +223,7 @@ def finetuned(self:Experiment,
     clock,start = Clock(),self.arch if self.method == 'timm' else encoder
     with quiet(): learn = finetune_learner(dls, start, fine, accuracy, self.arch, args, seed=self.seed, pos_init=pre.pos_init)
     with plain_training(learn): learn.fit_finetune(epochs, cbs=[clock, SkipValidation(), *listify(cbs)])
-    return learn, epochs*len(dls.train)*self.finetune_bs*max(1, num_distrib()), round(clock.secs, 1)
+    return learn, epochs*seen(dls, self.finetune_bs), round(clock.secs, 1)
 
 # %% ../nbs/70_ablations.ipynb #3aea80d4
 def provenance() -> dict: # JSON values
@@ -232,12 +242,12 @@ def run(self:Experiment,
 ) -> dict:       # One line of a results file
     "Pretrain, fine-tune, measure"
     pre,fine = self.check().loaders(root)
-    encoder,seen,secs = self.pretrained(pre, work, cbs) if self.method in METHODS else (None, 0, 0.)
+    encoder,m,secs = self.pretrained(pre, work, cbs) if self.method in METHODS else (None, 0, 0.)
     learn,n,fine_secs = self.finetuned(fine, encoder, cbs)
     with learn.no_bar(): preds,y = learn.get_preds()
     value = (preds.argmax(1) == y).double().mean().item()
     return dict(id=self.id, experiment=asdict(self), recipe=asdict(self.recipes[0]), metric='accuracy', value=value, images_tested=len(y),
-        images_pretraining=seen, images_finetuning=n, seconds_pretraining=secs, seconds_finetuning=fine_secs, **provenance())
+        images_pretraining=m, images_finetuning=n, seconds_pretraining=secs, seconds_finetuning=fine_secs, **provenance())
 
 # %% ../nbs/70_ablations.ipynb #84d668f5
 def add_line(
@@ -273,7 +283,7 @@ def change(
 ) -> Experiment:  # A changed copy, checked
     "An experiment with some fields changed, its recipe's included"
     own,recipe = ({f.name for f in fields(o)} for o in (Experiment, Recipe))
-    for k in new: known(k, own | recipe, 'field of Experiment or Recipe')
+    for k in new: known(k, sorted(own | recipe), 'field of Experiment or Recipe')
     r = {k: v for k,v in new.items() if k not in own}
     return replace(e, **{k: v for k,v in new.items() if k in own}, **(dict(change={**(e.change or {}), **r}) if r else {})).check()
 
@@ -317,7 +327,7 @@ SWEEPS = dict(
     augmentation=[dict(augmentation='light'), dict(augmentation='strong', **STRONG)],                      # appendix C.1
     choices=[dict(choice='paper'), *[dict(choice=k, **v) for k,v in OFFICIAL.items()]])                    # what the paper leaves open
 AXES = dict(groups=('amount', 'max_side'), labels=('labels', 'method'))   # where there are two
-WORDS = ('amount', 'augmentation', 'choice')                              # names of variants that are not fields
+WORDS = ('amount', 'augmentation', 'choice', 'source')                              # names of variants that are not fields
 
 # %% ../nbs/70_ablations.ipynb #415d4a09
 _small = dict(embed_dim=96, depth=12, num_heads=3, weight_init='jax')
@@ -344,16 +354,17 @@ class Sweep:
         results=None,  # JSON lines; None: `results/BASE.jsonl`
         work='runs',   # Folder for encoders and checkpoints
         root=None,     # Folder of the data; None: where fastai keeps data
+        by=None,       # Keys of the variants that tell them apart; None: the first
         **fields,      # Fields of the base to change
     ):
         name = fields.get('data') or (base if isinstance(base, str) else base.data)
         base = change(BASES[known(base, BASES, 'base')] if isinstance(base, str) else base, **fields)
         self.results,self.work,self.root = Path(results or f'results/{Path(name).name}.jsonl'),Path(work),root
-        axis = AXES.get(variants) if isinstance(variants, str) else None
+        by = by or (AXES.get(variants) if isinstance(variants, str) else None)
         if variants == 'equal_seconds': variants = equal_seconds(Sweep('methods', base, results=self.results, seeds=seeds).table())
         if isinstance(variants, str): variants = SWEEPS[known(variants, [*SWEEPS, 'equal_seconds'], 'sweep')]
         if callable(variants): variants = variants(base)
-        self.by = list(axis or list(variants[0])[:1])
+        self.by = list(by or list(variants[0])[:1])
         seeds = range(seeds) if isinstance(seeds, int) else seeds
         self.runs = {}   # experiment -> its variant, seeds in the outer loop: what is finished can be compared
         for s in seeds:
@@ -415,21 +426,21 @@ def sizes(self:Experiment,
     n = len(idxs) if self.pretrain_on in (None, self.data) else len(self.source(self.pretrain_on, root)[1])
     labelled = self.labels or round(len(idxs)*(1 - self.spare))
     epochs = self.finetune_epochs + (self.epochs if self.method == 'random_long' else 0)
-    pre = self.epochs*(round(n*(1 - self.valid_pct))//self.bs) if self.method in METHODS else 0
-    return pre, epochs*(labelled//self.finetune_bs), len(ds.splits['test']) if self.held_out == 'test' else len(idxs) - labelled
+    pre = self.epochs*steps(round(n*(1 - self.valid_pct)), self.bs) if self.method in METHODS else 0
+    return pre, epochs*steps(labelled, self.finetune_bs), len(ds.splits['test']) if self.held_out == 'test' else len(idxs) - labelled
 
 @patch
 def cost(self:Sweep) -> pd.DataFrame: # A row for each run that is to do
     "Images, steps and hours of each run; a pretraining that several runs share counts in the first of them"
-    rows,secs,seen = [],{},set()
+    rows,secs,shared = [],{},set()
     def step(e):
         key = e.method,e.size,e.arch,str(e.model_args),e.bs,e.finetune_bs,e.recipes[0].views
         if key not in secs: secs[key] = e.probe(self.root)
         return secs[key]
     for e in self.todo:
         (pre,fine,test),b = e.sizes(self.root),step(replace(e, method='random'))
-        if e.pretraining_id in seen: pre = 0
-        seen.add(e.pretraining_id)
+        if e.pretraining_id in shared: pre = 0
+        shared.add(e.pretraining_id)
         hours = ((pre*step(e) if pre else 0) + fine*b + test/e.finetune_bs*b/3)/3600   # a forward pass is a third of a step
         rows.append({**self.runs[e.id][1], 'seed': e.seed, 'images': pre*e.bs + fine*e.finetune_bs, 'steps': pre + fine, 'hours': hours})
     return pd.DataFrame(rows)
@@ -454,7 +465,7 @@ class SweepBar(Callback):
         if not self.done: self.bar.update(0)
     def after_batch(self):
         self.done,self.bar.comment = self.first + self.train_iter,self.comment
-        if self.done < self.bar.total: self.bar.update(self.done)
+        if self.done <= self.bar.total: self.bar.update(self.done)
 
 # %% ../nbs/70_ablations.ipynb #3ab6b7c2
 def run_group(
@@ -489,7 +500,8 @@ def run(self:Sweep,
     "Run what has no line in the results yet"
     todo = self.todo
     if not todo: return self.table()
-    if estimate and not rank_distrib(): print(self.say_cost())
+    cost = self.say_cost() if estimate else None   # on all processes: they train together
+    if estimate and not rank_distrib(): print(cost)
     groups = {}
     for e in todo: groups.setdefault(e.pretraining_id, []).append(e)
     failed = self._one_by_one(groups, cbs) if jobs == 1 else self._side_by_side(groups, cbs, jobs)
