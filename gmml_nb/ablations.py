@@ -11,7 +11,7 @@ __all__ = ['METHOD_NAMES', 'FIXED', 'FINETUNING', 'STRONG', 'OFFICIAL', 'SWEEPS'
            'verdict', 'plot_sweep', 'equal_seconds']
 
 # %% ../nbs/70_ablations.ipynb #c5b5a2da
-import hashlib, io, json, os, platform, shutil, subprocess, tempfile, time
+import hashlib, io, json, os, platform, shutil, subprocess, time
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -184,6 +184,13 @@ def steps(
 def seen(dls, bs): return steps(len(dls.train.dataset), bs)*bs*max(1, num_distrib())   # images in an epoch
 
 @patch
+def learner(self:Experiment,
+    dls, # For pretraining, from `loaders`
+) -> Learner:
+    "What pretrains, by this method"
+    with quiet(): return METHODS[self.method](dls, self.arch, self.recipes[0], patch_size=self.patch_size, model_args=self.model_args, seed=self.seed)
+
+@patch
 def pretrained(self:Experiment,
     dls,       # From `loaders`
     work,      # Folder of all runs
@@ -193,8 +200,7 @@ def pretrained(self:Experiment,
     folder = Path(work)/self.pretraining_id
     encoder,clock = folder/'encoder',Clock(folder/'seconds.json')
     if not (encoder/'config.json').exists():
-        with quiet(): learn = METHODS[self.method](dls, self.arch, self.recipes[0], patch_size=self.patch_size,
-                                                   model_args=self.model_args, seed=self.seed)
+        learn = self.learner(dls)
         with plain_training(learn):
             learn.fit_gmml(self.epochs, cbs=[clock, *listify(cbs)], checkpoint=folder/'checkpoint', estimate=False)
             learn.export_encoder(encoder, seconds=round(clock.secs, 1))
@@ -409,10 +415,11 @@ def probe(self:Experiment,
     pre,t = self.method in METHODS,StepTimer()
     few = dict(images=min(len(idxs), n*(self.bs if pre else self.finetune_bs)), labels=None, valid_pct=0., spare=0., held_out='test')
     e = replace(self, pretrain_on=None, epochs=1, finetune_epochs=1, **few)
-    with tempfile.TemporaryDirectory() as tmp:
-        dls = e.loaders(root)
-        if pre: e.pretrained(dls[0], tmp, t)
-        else: e.finetuned(dls[1], None, t)
+    unlabelled,labelled = e.loaders(root)
+    if pre:
+        learn = e.learner(unlabelled)
+        with plain_training(learn): learn.fit_gmml(1, cbs=t, estimate=False)
+    else: e.finetuned(labelled, None, t)
     if not t.secs: raise ValueError(f'{self.data} has {len(idxs)} images, too few for two steps: lower bs or finetune_bs')
     return float(np.median(t.secs))
 

@@ -11,5 +11,6 @@ from .evaluate import *
 from .baselines import *
 from .ablations import *
 from .paper import *
+from .transfer import *
 from .cli import *
 from .benchmark import *

@@ -18,7 +18,7 @@ from fastcore.all import patch
 from fastai.learner import Learner
 from .data import pretrain_dls
 from .pretrain import gmml_learner, own_rng, to_float
-from .evaluate import provenance, read_results
+from .ablations import provenance, read_results
 
 # %% ../nbs/98_benchmark.ipynb #f031efb2
 def step_learner(

@@ -18,7 +18,7 @@ def command(folder, *args): return ['gmml_sweep', 'methods', '--seeds', '1', '--
 
 def lines(file):
     "What does not depend on the clock and the number of threads"
-    clock = 'seconds', 'seconds_pretraining', 'seconds_finetuning', 'date', 'machine'
+    clock = 'seconds_pretraining', 'seconds_finetuning', 'date', 'machine', 'commit'
     rows = [json.loads(l) for l in Path(file).read_text().splitlines()]
     return sorted([{k: v for k,v in r.items() if k not in clock} for r in rows], key=lambda r: r['id'])
 
