@@ -11,7 +11,7 @@ __all__ = ['METHOD_NAMES', 'FIXED', 'FINETUNING', 'STRONG', 'OFFICIAL', 'SWEEPS'
            'verdict', 'plot_sweep', 'equal_seconds']
 
 # %% ../nbs/70_ablations.ipynb #c5b5a2da
-import hashlib, io, json, os, platform, shutil, subprocess, time
+import hashlib, io, json, platform, shutil, subprocess, time
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from filelock import FileLock
 from joblib import Parallel, delayed
 from fastcore.all import listify, patch
 from fastai.callback.core import Callback
-from fastai.callback import progress, schedule   # `no_bar`
+from fastai.callback import progress   # `no_bar`
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
@@ -449,7 +449,7 @@ def cost(self:Sweep) -> pd.DataFrame: # A row for each run that is to do
         if e.pretraining_id in shared: pre = 0
         shared.add(e.pretraining_id)
         hours = ((pre*step(e) if pre else 0) + fine*b + test/e.finetune_bs*b/3)/3600   # a forward pass is a third of a step
-        rows.append({**self.runs[e.id][1], 'seed': e.seed, 'images': pre*e.bs + fine*e.finetune_bs, 'steps': pre + fine, 'hours': hours})
+        rows.append({**self.runs[e.id][1], 'seed': e.seed, 'images': (pre*e.bs + fine*e.finetune_bs)*max(1, num_distrib()), 'steps': pre + fine, 'hours': hours})
     return pd.DataFrame(rows)
 
 @patch
