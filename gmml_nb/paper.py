@@ -68,7 +68,7 @@ def sweep_runs(
         df = s.table()
         return df if len(df) and len(df[s.by].drop_duplicates()) > 1 else df[:0]   # one variant compares with nothing
     runs = {f.stem: table('methods', f) for f in sorted(Path(folder).glob('*.jsonl')) if file_base(f)}
-    if sweep == 'equal_seconds': runs = {k: v for k,v in runs.items() if len(v) and 'gmml' in set(v.method)}
+    if sweep == 'equal_seconds': runs = {k: v for k,v in runs.items() if 'seconds_pretraining' in v and 'gmml' in set(v.method)}
     if sweep != 'methods': runs = {k: table(sweep, Path(folder)/f'{k}.jsonl') for k in runs}
     return {k: v for k,v in runs.items() if len(v)}
 
