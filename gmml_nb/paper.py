@@ -78,9 +78,9 @@ def file_base(
     "What the runs of a file have in common: the base of its name, or what most lines share"
     if file.stem in BASES: return BASES[file.stem]
     df = read_results(file)
-    df = df[df.held_out == 'test'] if 'held_out' in df else df[:0]
+    df = df[(df.held_out == 'test') & (df.pretrain_on.isna() | (df.pretrain_on == df.data))] if 'held_out' in df else df[:0]
     names = [f.name for f in fields(Experiment)]
-    common = [json.dumps({**dict(zip(names, r)), 'method': 'gmml', 'seed': 0}) for r in df.get(names, df).itertuples(index=False)]
+    common = [json.dumps({**dict(zip(names, r)), 'method': 'gmml', 'seed': 0, 'pretrain_on': None}) for r in df.get(names, df).itertuples(index=False)]
     return Experiment(**json.loads(pd.Series(common).mode()[0])) if common else None
 
 # %% ../nbs/72_paper.ipynb #e397d416
