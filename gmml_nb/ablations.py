@@ -127,10 +127,10 @@ def with_test(
 @patch
 def source(self:Experiment,
     data:str,  # A dataset's name, or a folder of class folders
-    root=None, # Folder of the dataset; None: where fastai keeps data
+    root=None, # Folder of the dataset, or the one that a folder's name begins in; None: where fastai keeps data, or here
 ) -> tuple:    # `Labelled`, indices into its training images
     "A data set, and the training images that the seed draws from it"
-    ds = with_test(get_dataset(data, root) if data in DATASETS else as_labelled(data))
+    ds = with_test(get_dataset(data, root) if data in DATASETS else as_labelled(Path(root or '.')/data))
     n = len(ds.splits['train'])
     if self.images and self.images > n: raise ValueError(f'images={self.images}: {data} has {n} for training')
     return ds, class_order(ds.labels[ds.splits['train']], self.seed)[:self.images or n]
@@ -347,6 +347,7 @@ BASES = dict(
         change=dict(lr=.016, crop=(.6, 1.), pos_init='sincos')),
     flowers=Experiment(data='flowers', **_photos),
     imagenet_5pct=Experiment(data='imagenet_5pct', arch='vit_small_patch16_224', **{**_photos, 'epochs': 400, 'finetune_epochs': 400}))
+BASES['photo_crops'] = replace(BASES['fashion_mnist'], data='photo_crops', size=32, images=2600)   # of tools/photo_crops.py
 BASES['fashion_mnist_2000'] = replace(BASES['fashion_mnist'], images=2000, epochs=25, finetune_epochs=20)
 for _k in ('pets', 'cub', 'aircraft', 'cars'): BASES[_k] = replace(BASES['flowers'], data=_k)
 

@@ -2,7 +2,7 @@
 import json, os, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pytest, timm
 from PIL import Image
 from scipy.io import savemat
 from gmml_nb.ablations import BASES, Sweep, change, read_results
@@ -137,3 +137,18 @@ def test_real_formats(name, write, tmp_path, monkeypatch):
     s = Sweep([dict(method='gmml')], base, seeds=1, results=tmp_path/'r.jsonl', work=tmp_path/'runs', root=tmp_path/'data')
     row = s.run().iloc[0]
     assert (row.data, row.images_pretraining, row.images_tested) == (name, N[0], N[1]) and 0 <= row.value <= 1
+
+
+def test_weights_of_timm(tmp_path, monkeypatch):
+    "The row of timm's weights; the weights are random ones here, since there is no network in a test"
+    plain = timm.create_model
+    asked = []
+    def create(*args, pretrained=False, **kw):
+        asked.append(pretrained)
+        return plain(*args, **kw)
+    monkeypatch.setattr('timm.create_model', create)
+    flowers(tmp_path/'data')
+    monkeypatch.setitem(DATASETS, 'flowers', replace(DATASETS['flowers'], n_classes=2, n_train=N[0], n_test=N[1], tol=0))
+    base = change(BASES['flowers'], arch='vit_tiny_patch16_224', size=32, finetune_epochs=1, finetune_bs=4, method='timm')
+    row = base.run(tmp_path/'runs', tmp_path/'data')
+    assert True in asked and row['images_pretraining'] == 0 and row['images_tested'] == N[1]
