@@ -429,13 +429,16 @@ def probe(self:Experiment,
 def sizes(self:Experiment,
     root=None, # Folder of the data
 ) -> tuple:    # steps of pretraining, of fine-tuning; images measured
-    "How long the run is, without reading an image"
+    "How long the run is, without reading an image; a `ValueError` where there is no whole batch"
     ds,idxs = self.source(self.data, root)
     n = len(idxs) if self.pretrain_on in (None, self.data) else len(self.source(self.pretrain_on, root)[1])
     labelled = self.labels or round(len(idxs)*(1 - self.spare))
     epochs = self.finetune_epochs + (self.epochs if self.method == 'random_long' else 0)
-    pre = self.epochs*steps(round(n*(1 - self.valid_pct)), self.bs) if self.method in METHODS else 0
-    return pre, epochs*steps(labelled, self.finetune_bs), len(ds.splits['test']) if self.held_out == 'test' else len(idxs) - labelled
+    pre,fine = steps(round(n*(1 - self.valid_pct)), self.bs),steps(labelled, self.finetune_bs)
+    if not fine: raise ValueError(f'no whole batch of finetune_bs={self.finetune_bs} in {labelled} labelled images: lower it')
+    if self.method not in METHODS: pre = 0
+    elif not pre: raise ValueError(f'no whole batch of bs={self.bs} in {n} images: lower it')
+    return self.epochs*pre, epochs*fine, len(ds.splits['test']) if self.held_out == 'test' else len(idxs) - labelled
 
 @patch
 def cost(self:Sweep) -> pd.DataFrame: # A row for each run that is to do
@@ -508,6 +511,7 @@ def run(self:Sweep,
     "Run what has no line in the results yet"
     todo = self.todo
     if not todo: return self.table()
+    for e in todo: e.sizes(self.root)   # what cannot run shows before anything runs
     cost = self.say_cost() if estimate else None   # on all processes: they train together
     if estimate and not rank_distrib(): print(cost)
     groups = {}
