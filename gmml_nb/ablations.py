@@ -586,9 +586,10 @@ def plot_sweep(
 ):                   # matplotlib axes
     "Accuracy of each variant with its 95 % interval over seeds, and a dot for each run"
     by = listify(by)
-    ax = ax or plt.subplots(figsize=(6, 3))[1]
     o = summary(df, by).reset_index()
-    if all(isinstance(v, (int, float)) for v in df[by[0]]):
+    curve = all(isinstance(v, (int, float)) for v in df[by[0]])
+    ax = ax or plt.subplots(figsize=(6, 3 if curve else .8 + .4*len(o)))[1]
+    if curve:
         for i,(k,d) in enumerate(o.groupby(by[1], sort=False) if by[1:] else [(None, o)]):
             d,runs = d.sort_values(by[0]), df[df[by[1]].map(lambda v: _name(by[1], v)) == k] if by[1:] else df
             ax.errorbar(d[by[0]], d.accuracy, d['± 95 %'], fmt='-', capsize=3, color=f'C{i}', label=k if k is None else f'{k}')
@@ -601,8 +602,7 @@ def plot_sweep(
     ax.errorbar(o.accuracy, order, xerr=o['± 95 %'], fmt='D', capsize=3, color='C0', mfc='white')
     ax.plot(100*df.value, names, '.', color='C0')
     ax.grid(axis='x', alpha=.3)
-    ax.invert_yaxis()
-    ax.set(xlabel='accuracy, %')
+    ax.set(xlabel='accuracy, %', ylim=(len(order) - .5, -.5))
     return ax
 
 # %% ../nbs/70_ablations.ipynb #c93f0e11
