@@ -14,7 +14,7 @@ TINY = dict(model_args=dict(embed_dim=24, depth=2, num_heads=2, weight_init='jax
 CHANGE = "epochs=12 finetune_epochs=4 labels=50 blocks=1,2 model_args={'embed_dim':24,'depth':2,'num_heads':2}"
 
 
-def command(folder, *args): return ['gmml_sweep', 'methods', '--seeds', '1', '--change', CHANGE, '--out', folder/'runs', '--results', folder/'r.jsonl', *args]
+def command(folder, *args, change=CHANGE): return ['gmml_sweep', 'methods', '--seeds', '1', '--change', change, '--out', folder/'runs', '--results', folder/'r.jsonl', *args]
 
 def lines(file):
     "What does not depend on the clock and the number of threads"
@@ -61,14 +61,15 @@ def test_jobs_side_by_side(whole, tmp_path):
 def test_launched_on_two_processes(tmp_path):
     "Each run trains on both processes, and its line is written once"
     (tmp_path/'go.py').write_text('import sys; from gmml_nb.cli import gmml_sweep; sys.exit(gmml_sweep())')
-    cmd = ['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', tmp_path/'go.py', *command(tmp_path)[1:]]
+    cmd = ['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', tmp_path/'go.py',
+           *command(tmp_path, change=CHANGE.replace('epochs=12', 'epochs=2'))[1:]]
     env = {**ENV, 'ACCELERATE_USE_CPU': 'true'}
     r = subprocess.run([str(o) for o in cmd], env=env, capture_output=True, text=True, timeout=400)
     assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-3000:]
     df = read_results(tmp_path/'r.jsonl')
     assert sorted(df.method) == sorted(o['experiment']['method'] for o in lines(tmp_path/'r.jsonl')) and len(df) == 6
     gmml = df[df.method == 'gmml'].iloc[0]
-    assert gmml.images_pretraining == 12*(1437//64)*64      # two times 32 images in a step
+    assert gmml.images_pretraining == 2*(1437//64)*64      # two times 32 images in a step
 
 
 def picture(path, i):
