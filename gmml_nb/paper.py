@@ -51,9 +51,11 @@ def full_scale(
     "Images and steps of pretraining as in the paper (Table 5, appendix C.1)"
     sizes = paper_table('table_5', 'images')['training images'].astype(int).rename({'CUB200': 'CUB'})
     data = [data] if isinstance(data, str) else list(data)
-    if bad := [o for o in data if o not in sizes]: raise ValueError(f'{bad[0]!r} is not in Table 5: choose from {", ".join(sizes.index)}')
+    for o in data:
+        if o not in sizes: raise ValueError(f'{o!r} is not in Table 5: choose from {", ".join(sizes.index)}')
     n = (sizes[data]*share).round().astype(int)
-    return pd.DataFrame({'images': n, 'epochs': epochs, 'images seen': n*epochs, 'steps': -(-n//bs)*epochs}).rename_axis('data')
+    o = {'images': n, 'epochs': epochs, 'images seen': n*epochs, 'steps': -(-n//bs)*epochs}
+    return pd.DataFrame(o).rename_axis('data')
 
 # %% ../nbs/72_paper.ipynb #79084be7
 SEEDS = range(20)   # those that are looked for
@@ -68,7 +70,8 @@ def sweep_runs(
         df = s.table()
         return df if len(df) and len(df[s.by].drop_duplicates()) > 1 else df[:0]   # one variant compares with nothing
     runs = {f.stem: table('methods', f) for f in sorted(Path(folder).glob('*.jsonl')) if file_base(f)}
-    if sweep == 'equal_seconds': runs = {k: v for k,v in runs.items() if 'seconds_pretraining' in v and 'gmml' in set(v.method)}
+    if sweep == 'equal_seconds':
+        runs = {k: v for k,v in runs.items() if 'seconds_pretraining' in v and 'gmml' in set(v.method)}
     if sweep != 'methods': runs = {k: table(sweep, Path(folder)/f'{k}.jsonl') for k in runs}
     return {k: v for k,v in runs.items() if len(v)}
 
@@ -78,9 +81,11 @@ def file_base(
     "What the runs of a file have in common: the base of its name, or what most lines share"
     if file.stem in BASES: return BASES[file.stem]
     df = read_results(file)
-    df = df[(df.held_out == 'test') & (df.pretrain_on.isna() | (df.pretrain_on == df.data))] if 'held_out' in df else df[:0]
+    if 'held_out' not in df: return None
+    df = df[(df.held_out == 'test') & (df.pretrain_on.isna() | (df.pretrain_on == df.data))]
     names = [f.name for f in fields(Experiment)]
-    common = [json.dumps({**dict(zip(names, r)), 'method': 'gmml', 'seed': 0, 'pretrain_on': None}) for r in df.get(names, df).itertuples(index=False)]
+    common = [json.dumps({**dict(zip(names, r)), 'method': 'gmml', 'seed': 0, 'pretrain_on': None})
+              for r in df[names].itertuples(index=False)]
     return Experiment(**json.loads(pd.Series(common).mode()[0])) if common else None
 
 # %% ../nbs/72_paper.ipynb #e397d416
@@ -97,13 +102,15 @@ def transfer_runs(
     df['start'] = df.pretrain_on.fillna(df.data).where(~df.method.isin(['random', 'random_long', 'timm']), df.method)
     same = [f.name for f in fields(Experiment) if f.name not in ('method', 'seed', 'pretrain_on')]
     df['same'] = [str(tuple(r)) for r in df[same].astype(object).fillna('').itertuples(index=False)]
-    groups = [d.drop(columns='same').reset_index(drop=True) for _,d in df.groupby('same', sort=False) if (d.pretrain_on.notna() & (d.pretrain_on != d.data)).any()]
+    groups = [d.drop(columns='same').reset_index(drop=True) for _,d in df.groupby('same', sort=False)
+              if (d.pretrain_on.notna() & (d.pretrain_on != d.data)).any()]
     return {d.data[0]: d for d in groups}
 
 # %% ../nbs/72_paper.ipynb #3e832a79
-CONDITIONS = ('data', 'pretrain_on', 'images', 'labels', 'size', 'arch', 'patch_size', 'model_args', 'epochs', 'bs', 'finetune_epochs', 'finetune_bs', 'seed')
-MEASURED = ('id', 'value', 'half', 'metric', 'images_tested', 'change', 'seconds', 'images_pretraining', 'images_finetuning', 'seconds_pretraining', 'seconds_finetuning',
-            'date', 'machine', 'versions', 'commit')
+CONDITIONS = ('data', 'pretrain_on', 'images', 'labels', 'size', 'arch', 'patch_size', 'model_args', 'epochs', 'bs',
+              'finetune_epochs', 'finetune_bs', 'seed')
+MEASURED = ('id', 'value', 'half', 'metric', 'images_tested', 'change', 'images_pretraining', 'images_finetuning',
+            'seconds', 'seconds_pretraining', 'seconds_finetuning', 'date', 'machine', 'versions', 'commit')
 
 def conditions(
     runs:dict,     # From `sweep_runs`
@@ -112,7 +119,8 @@ def conditions(
     def text(v): return v if isinstance(v, str) else json.dumps(v)
     def column(df):
         o = {k: list(dict.fromkeys(map(text, df[k].dropna()))) for k in df if k not in MEASURED}
-        return {k: ', '.join(o[k]) for k in sorted(o, key=(*CONDITIONS, *o).index) if o[k] and (k in CONDITIONS or len(o[k]) > 1)}
+        keep = [k for k in o if o[k] and (k in CONDITIONS or len(o[k]) > 1)]
+        return {k: ', '.join(o[k]) for k in sorted(keep, key=(*CONDITIONS, *keep).index)}
     return pd.DataFrame({k: column(v) for k,v in runs.items()}).fillna('')
 
 # %% ../nbs/72_paper.ipynb #c8096bf7
@@ -136,7 +144,7 @@ def claim(
 
 # %% ../nbs/72_paper.ipynb #233f7b89
 def claims(
-    what:dict,       # {claim in words: (a, b), or a function of a base's runs that returns the two, or None: no experiment}
+    what:dict,       # {claim in words: (a, b), or a function of a base's runs that returns them, or None}
     runs:dict,       # From `sweep_runs`
     by:str='method', # Column that tells `a` and `b` apart
 ) -> pd.DataFrame:   # claim, data, verdict
