@@ -562,7 +562,7 @@ def difference(
     by='method',     # Column
 ) -> tuple:          # mean, half the width of the 95 % interval, seeds
     "By how many points `a` is ahead of `b`, over the seeds that both have"
-    v = [df[df[by] == o].set_index('seed').value.astype(float) for o in (a, b)]
+    v = [df[[v == o for v in df[by]]].set_index('seed').value.astype(float) for o in (a, b)]   # a value may be a tuple
     d = 100*(v[0] - v[1]).dropna()
     return (*(interval(d) if len(d) else (float('nan'),)*2), len(d))
 
