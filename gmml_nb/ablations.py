@@ -203,7 +203,7 @@ def pretrained(self:Experiment,
         learn = self.learner(dls)
         with plain_training(learn):
             learn.fit_gmml(self.epochs, cbs=[clock, *listify(cbs)], checkpoint=folder/'checkpoint', estimate=False)
-            learn.export_encoder(encoder, seconds=round(clock.secs, 1))
+            learn.export_encoder(encoder, seconds=round(clock.secs, 3))
             distrib_barrier()   # the other processes read what the first one has written
         if not rank_distrib(): shutil.rmtree(folder/'checkpoint', ignore_errors=True)
     return encoder, self.epochs*seen(dls, self.bs), json.loads((encoder/'config.json').read_text())['gmml']['seconds']
@@ -229,7 +229,7 @@ def finetuned(self:Experiment,
     clock,start = Clock(),self.arch if self.method == 'timm' else encoder
     with quiet(): learn = finetune_learner(dls, start, fine, accuracy, self.arch, args, seed=self.seed, pos_init=pre.pos_init)
     with plain_training(learn): learn.fit_finetune(epochs, cbs=[clock, SkipValidation(), *listify(cbs)])
-    return learn, epochs*seen(dls, self.finetune_bs), round(clock.secs, 1)
+    return learn, epochs*seen(dls, self.finetune_bs), round(clock.secs, 3)
 
 # %% ../nbs/70_ablations.ipynb #3aea80d4
 def provenance() -> dict: # JSON values
