@@ -178,10 +178,12 @@ def steps(
     n:int,  # Images
     bs:int, # Images of a step, in each process
 ) -> int:
-    "Steps of an epoch; several processes share the images"
-    return -(-n//max(1, num_distrib()))//bs
+    "Steps of an epoch; several processes share the images, and fewer images than a step's make one step"
+    return -(-n//max(1, num_distrib()))//bs or 1
 
-def seen(dls, bs): return steps(len(dls.train.dataset), bs)*bs*max(1, num_distrib())   # images in an epoch
+def seen(dls, bs): # Images in an epoch
+    n,world = len(dls.train.dataset),max(1, num_distrib())
+    return steps(n, bs)*min(bs, -(-n//world))*world
 
 @patch
 def learner(self:Experiment,
@@ -429,15 +431,13 @@ def probe(self:Experiment,
 def sizes(self:Experiment,
     root=None, # Folder of the data
 ) -> tuple:    # steps of pretraining, of fine-tuning; images measured
-    "How long the run is, without reading an image; a `ValueError` where there is no whole batch"
+    "How long the run is, without reading an image"
     ds,idxs = self.source(self.data, root)
     n = len(idxs) if self.pretrain_on in (None, self.data) else len(self.source(self.pretrain_on, root)[1])
     labelled = self.labels or round(len(idxs)*(1 - self.spare))
     epochs = self.finetune_epochs + (self.epochs if self.method == 'random_long' else 0)
-    pre,fine = steps(round(n*(1 - self.valid_pct)), self.bs),steps(labelled, self.finetune_bs)
-    if not fine: raise ValueError(f'no whole batch of finetune_bs={self.finetune_bs} in {labelled} labelled images: lower it')
-    if self.method not in METHODS: pre = 0
-    elif not pre: raise ValueError(f'no whole batch of bs={self.bs} in {n} images: lower it')
+    if labelled < len(ds.vocab): raise ValueError(f'labels={labelled}: each of {len(ds.vocab)} classes needs one')
+    pre,fine = steps(round(n*(1 - self.valid_pct)), self.bs) if self.method in METHODS else 0,steps(labelled, self.finetune_bs)
     return self.epochs*pre, epochs*fine, len(ds.splits['test']) if self.held_out == 'test' else len(idxs) - labelled
 
 @patch
