@@ -26,7 +26,8 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastprogress.fastprogress import format_time, progress_bar
-from .data import DATASETS, ImageLoaders, as_labelled, class_order, finetune_dls, get_dataset, pretrain_dls
+from .data import ImageLoaders, finetune_dls, pretrain_dls
+from .datasets import DATASETS, as_labelled, class_order, get_dataset
 from .pretrain import LOSSES, Recipe, SkipValidation, all_processes, get_recipe, known, make_alien, override, pick_device
 from .finetune import FINETUNE_RECIPES, finetune_learner
 from .evaluate import interval
@@ -161,17 +162,12 @@ def loaders(self:Experiment,
 class Clock(Callback):
     "Seconds of training, which go on where an earlier process has left them"
     run_valid = False
-    def __init__(self,
-        file=None, # Where they are kept
-    ): self.file,self.secs = file,0.
-    def before_fit(self):
-        if self.file and self.file.exists(): self.secs = json.loads(self.file.read_text())
+    def __init__(self): self.secs,self.start = 0.,None
+    def now(self): return self.secs + (time.perf_counter() - self.start if self.start else 0.)
     def before_train(self): self.start = time.perf_counter()
-    def after_train(self):
-        self.secs += time.perf_counter() - self.start
-        if self.file and not rank_distrib():
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(json.dumps(self.secs))
+    def after_train(self): self.secs,self.start = self.now(),None
+    def state_dict(self): return dict(secs=self.now())   # what a checkpoint keeps
+    def load_state_dict(self, state): self.secs,self.start = state['secs'],self.start and time.perf_counter()
 
 # %% ../nbs/70_ablations.ipynb #79a8b6a5
 def steps(
@@ -200,7 +196,7 @@ def pretrained(self:Experiment,
 ) -> tuple:    # folder of the encoder, images seen, seconds
     "Pretrain, or take the encoder that an earlier call has left in `work`"
     folder = Path(work)/self.pretraining_id
-    encoder,clock = folder/'encoder',Clock(folder/'seconds.json')
+    encoder,clock = folder/'encoder',Clock()
     if not (encoder/'config.json').exists():
         learn = self.learner(dls)
         with plain_training(learn):
@@ -222,6 +218,7 @@ def plain_training(
 def finetuned(self:Experiment,
     dls,          # From `loaders`
     encoder=None, # Folder of an encoder; None: random weights
+    work=None,    # Folder of all runs, to go on from; None: nothing is saved
     cbs=None,     # fastai callbacks
 ) -> tuple:       # `Learner`, images seen, seconds
     "Fine-tune from an encoder, from random weights or from timm's"
@@ -230,7 +227,8 @@ def finetuned(self:Experiment,
     pre,fine = self.recipes
     clock,start = Clock(),self.arch if self.method == 'timm' else encoder
     with quiet(): learn = finetune_learner(dls, start, fine, accuracy, self.arch, args, seed=self.seed, pos_init=pre.pos_init)
-    with plain_training(learn): learn.fit_finetune(epochs, cbs=[clock, SkipValidation(), *listify(cbs)])
+    ck = work and Path(work)/self.id/'checkpoint'
+    with plain_training(learn): learn.fit_finetune(epochs, cbs=[clock, SkipValidation(), *listify(cbs)], checkpoint=ck)
     return learn, epochs*seen(dls, self.finetune_bs), round(clock.secs, 3)
 
 # %% ../nbs/70_ablations.ipynb #3aea80d4
@@ -251,9 +249,10 @@ def run(self:Experiment,
     "Pretrain, fine-tune, measure"
     pre,fine = self.check().loaders(root)
     encoder,m,secs = self.pretrained(pre, work, cbs) if self.method in METHODS else (None, 0, 0.)
-    learn,n,fine_secs = self.finetuned(fine, encoder, cbs)
+    learn,n,fine_secs = self.finetuned(fine, encoder, work, cbs)
     with learn.no_bar(): preds,y = learn.get_preds()
     value = (preds.argmax(1) == y).double().mean().item()
+    if not rank_distrib(): shutil.rmtree(Path(work)/self.id/'checkpoint', ignore_errors=True)
     return dict(id=self.id, experiment=asdict(self), recipe=asdict(self.recipes[0]), metric='accuracy', value=value, images_tested=len(y),
         images_pretraining=m, images_finetuning=n, seconds_pretraining=secs, seconds_finetuning=fine_secs, **provenance())
 
@@ -349,7 +348,7 @@ BASES = dict(
         change=dict(lr=.016, crop=(.6, 1.), pos_init='sincos')),
     flowers=Experiment(data='flowers', **_photos),
     imagenet_5pct=Experiment(data='imagenet_5pct', arch='vit_small_patch16_224', **{**_photos, 'epochs': 400, 'finetune_epochs': 400}))
-BASES['photo_crops'] = replace(BASES['fashion_mnist'], data='photo_crops', size=32, images=2600)   # of tools/photo_crops.py
+BASES['cifar10'] = replace(BASES['fashion_mnist'], data='cifar10', size=32)
 BASES['fashion_mnist_2000'] = replace(BASES['fashion_mnist'], images=2000, epochs=25, finetune_epochs=20)
 for _k in ('pets', 'cub', 'aircraft', 'cars'): BASES[_k] = replace(BASES['flowers'], data=_k)
 
@@ -422,7 +421,7 @@ def probe(self:Experiment,
     if pre:
         learn = e.learner(unlabelled)
         with plain_training(learn): learn.fit_gmml(1, cbs=t, estimate=False)
-    else: e.finetuned(labelled, None, t)
+    else: e.finetuned(labelled, cbs=t)
     if not t.secs: raise ValueError(f'{self.data} has {len(idxs)} images, too few for two steps: lower bs or finetune_bs')
     return float(np.median(t.secs))
 

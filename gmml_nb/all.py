@@ -1,10 +1,15 @@
 "Everything public, in one import: `from gmml_nb.all import *`. fastai's names come along, for metrics and callbacks."
 from fastai.vision.all import *
+from .images import *
+from .datasets import *
+from .augment import *
+from .cache import *
 from .data import *
 from .corruption import *
 from .vit import *
 from .decoder import *
 from .loss import *
+from .checkpoint import *
 from .pretrain import *
 from .finetune import *
 from .evaluate import *

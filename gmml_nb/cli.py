@@ -7,11 +7,11 @@ Docs: https://gmml-nb.github.io/gmml_nb/cli.html.md"""
 # %% auto #0
 __all__ = ['FREE_OPTIONS', 'DEMO_DEFAULTS', 'PAGE_STYLE', 'parse_numbers', 'parse_side', 'parse_fields', 'without_none',
            'write_text', 'save_settings', 'read_settings', 'typed_options', 'say_failure', 'alone_speaks', 'as_command',
-           'show_settings', 'check_model', 'check_numbers', 'source_of', 'check_same', 'save_history', 'save_figure',
-           'run_pretrain', 'gmml_pretrain', 'check_encoder', 'top_5', 'save_classifier', 'measure_splits',
-           'say_accuracy', 'save_confusion', 'write_classifier', 'run_finetune', 'gmml_finetune', 'demo_options',
-           'demo_source', 'demo_experiment', 'KeepPictures', 'html_image', 'plot_losses', 'demo_page', 'run_demo',
-           'gmml_demo', 'run_sweep', 'gmml_sweep']
+           'show_settings', 'check_model', 'check_numbers', 'source_of', 'check_same', 'checkpoint_of', 'save_history',
+           'save_figure', 'run_pretrain', 'gmml_pretrain', 'check_encoder', 'top_5', 'save_classifier',
+           'measure_splits', 'say_accuracy', 'save_confusion', 'write_classifier', 'run_finetune', 'gmml_finetune',
+           'demo_options', 'demo_source', 'demo_experiment', 'KeepPictures', 'html_image', 'plot_losses', 'demo_page',
+           'run_demo', 'gmml_demo', 'run_sweep', 'gmml_sweep']
 
 # %% ../nbs/95_cli.ipynb #74a85236
 import warnings
@@ -39,8 +39,11 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.script import anno_parser, call_parse, is_cli
 from timm.models import save_for_hf
 import gmml_nb
-from .data import AUGMENTS, DATASETS, as_labelled, finetune_dls, get_dataset, pretrain_dls
+from .augment import AUGMENTS
+from .data import finetune_dls, pretrain_dls
+from .datasets import DATASETS, as_labelled, get_dataset
 from .vit import GMMLEncoder, check_blocks, upper_blocks
+from .checkpoint import Checkpoint
 from .pretrain import LOSSES, all_processes, get_recipe, gmml_learner, known, make_alien, override, pick_device
 from .finetune import FINETUNE_RECIPES, encoder_source, finetune_learner
 from .ablations import METHOD_NAMES, SWEEPS, BASES, Experiment, Sweep, plot_sweep, read_results, summary, verdict
@@ -235,7 +238,7 @@ def source_of(
     return Path(data).expanduser()
 
 # %% ../nbs/95_cli.ipynb #a1081ed1
-FREE_OPTIONS = ('data', 'root', 'out', 'checkpoint', 'settings', 'workers', 'on_error', 'device')
+FREE_OPTIONS = ('data', 'root', 'out', 'checkpoint', 'save_minutes', 'save_steps', 'settings', 'workers', 'cache', 'on_error', 'device', 'fp16', 'bf16', 'lr')
 
 def check_same(
     folder,       # Folder of the checkpoint
@@ -249,6 +252,15 @@ def check_same(
                      if k not in FREE_OPTIONS and k in old and old[k] != v)
     if diff: raise ValueError(f'{folder} is of another run: {diff}. Choose another --out, set them back, '
                               'or delete that folder')
+
+# %% ../nbs/95_cli.ipynb #512ef7a2
+def checkpoint_of(
+    o, # Options of a command, as a namespace
+):     # `Checkpoint`
+    "Where a command saves and how often, or a `ValueError`"
+    ck = Checkpoint(o.checkpoint or Path(o.out)/'checkpoint', o.save_minutes, o.save_steps)
+    check_same(ck.folder, vars(o))
+    return ck
 
 # %% ../nbs/95_cli.ipynb #738fe81a
 def save_history(
@@ -282,13 +294,12 @@ def run_pretrain(
     r = check_model(r, o.blocks, o.arch, size, patch, o.in_chans, model_args)
     make_alien(r),known(r.loss, LOSSES, 'loss')
     out,source,device = Path(o.out),source_of(o.data, o.root),pick_device(o.device)
-    ck = Path(o.checkpoint or out/'checkpoint')
-    check_same(ck, vars(o))
+    ck = checkpoint_of(o)
     dls = pretrain_dls(source, size, o.bs, o.valid_pct, seed=o.seed, in_chans=o.in_chans, on_error=o.on_error,
-                       num_workers=o.workers, device=device)
+                       num_workers=o.workers, device=device, cache=None if o.cache == 'none' else o.cache)
     learn = gmml_learner(dls, o.arch, r, o.pretrained, patch, model_args, o.seed)
     more = dict(recipe=asdict(r), model_args=learn.model.encoder.model_args, images=len(dls.train.dataset))
-    if not rank_distrib(): save_settings(ck, 'gmml_pretrain', vars(o), **more)
+    if not rank_distrib(): save_settings(ck.folder, 'gmml_pretrain', vars(o), **more)
     with all_processes(learn, o.fp16, o.bf16, max(r.blocks) < len(learn.model.encoder.vit.blocks)):
         learn.fit_gmml(o.epochs, checkpoint=ck, estimate=not rank_distrib())
     learn.export_encoder(out)
@@ -320,9 +331,12 @@ def gmml_pretrain(
     lr:float=None, # Peak learning rate of a batch of 256; it grows with the batch; left out: the recipe's
     valid_pct:float=.1, # Share of the images held out, to measure the loss on
     checkpoint:str=None, # Folder of checkpoints; left out: OUT/checkpoint. The same command again goes on from it
+    save_minutes:float=5., # Save a checkpoint when so long has passed
+    save_steps:int=None, # Save one every so many steps as well
     fp16:bool=False, # Train in half precision
     bf16:bool=False, # Train in bfloat16
-    workers:int=0, # Processes that read files, where they do not fit into memory
+    cache:str='auto', # Where decoded images are kept: 'device' (the GPU), 'disk' (a file that the next run reuses), 'ram', 'none', or 'auto': where they fit
+    workers:int=0, # Processes that read files, with --cache none
     device:str=None, # 'cpu', 'cuda', ...; left out: the GPU if there is one
     seed:int=42, # Of the split, the weights, the crops and the corruption
     on_error:str='raise', # 'raise' names unreadable images and ends; 'skip' goes on without them
@@ -445,14 +459,15 @@ def run_finetune(
     r = override(r, **{**parse_fields(o.change), **without_none(lr=o.lr, freeze=o.freeze, layer_decay=o.layer_decay)})
     rest = {k: v for k,v in args.items() if k not in ('img_size', 'patch_size', 'in_chans')}
     check_model(get_recipe(), 1, name, size, args.get('patch_size'), chans, rest)
-    source,device = source_of(o.data, o.root),pick_device(o.device)
+    source,device,ck = source_of(o.data, o.root),pick_device(o.device),checkpoint_of(o)
     dls = finetune_dls(source, size, o.bs, augment, o.labels, o.seed, o.valid_pct, chans, stats, on_error=o.on_error,
                        num_workers=o.workers, device=device)
     metrics = [accuracy, top_5] if len(dls.vocab) > 5 else [accuracy]
     learn = finetune_learner(dls, o.encoder, r, metrics, o.arch, model_args, seed=o.seed)
     n,c = len(dls.train.dataset),len(dls.vocab)
     print(f'{n:,} labelled images of {c} classes, {o.epochs} epochs of {len(dls.train)} steps')
-    with all_processes(learn, o.fp16, o.bf16): learn.fit_finetune(o.epochs)
+    if not rank_distrib(): save_settings(ck.folder, 'gmml_finetune', vars(o))
+    with all_processes(learn, o.fp16, o.bf16): learn.fit_finetune(o.epochs, checkpoint=ck)
     if rank_distrib(): return learn, {}
     return learn, write_classifier(learn, o, args)
 
@@ -480,6 +495,9 @@ def gmml_finetune(
     depth:int=None, # Blocks of a transformer with random weights
     num_heads:int=None, # Attention heads of a transformer with random weights
     valid_pct:float=.2, # Share of the training images held out where there is no valid/
+    checkpoint:str=None, # Folder of checkpoints; left out: OUT/checkpoint. The same command again goes on from it
+    save_minutes:float=5., # Save a checkpoint when so long has passed
+    save_steps:int=None, # Save one every so many steps as well
     fp16:bool=False, # Train in half precision
     bf16:bool=False, # Train in bfloat16
     workers:int=0, # Processes that read and augment

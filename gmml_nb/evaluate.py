@@ -28,9 +28,10 @@ from fastcore.all import L, patch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import default_device, get_model
-from .data import ImageDL, own_seeds
+from .augment import own_seeds
+from .data import ImageDL, in_the_middle
 from .vit import check_blocks
-from .pretrain import known, to_float
+from .pretrain import known
 from .finetune import load_encoder
 
 # %% ../nbs/65_evaluate.ipynb #83bcb6ca
@@ -115,13 +116,13 @@ def normalised(
     x,  # Batch of images (bs, C, H, W)
     ds, # The data set they are from
 ):      # float, normalised
-    "Images of a loader as an encoder takes them"
+    "Images of a loader as an encoder takes them; of whole, stored ones the middle"
     if getattr(ds, 'normed', False) or not hasattr(ds, 'in_chans'):
         if not x.is_floating_point():
             raise ValueError(f'images are {x.dtype}: give a loader that normalises them, or one of pretrain_dls')
-        return x
+        return x.as_subclass(torch.Tensor)
     m,s = (o.to(x.device).view(-1, 1, 1) for o in ds.stats)
-    return (to_float(x) - m)/s
+    return (in_the_middle(x, ds.size) - m)/s
 
 # %% ../nbs/65_evaluate.ipynb #06845a37
 def pooled(
@@ -148,14 +149,15 @@ def features(
     if not len(dl): raise ValueError('the loader is empty: take another, or hold images out with valid_pct')
     with own_seeds():
         dl = plain_dl(dl, own_stats(encoder) if stats is None else stats)
-        vit = as_vit(encoder, as_parts(dl.one_batch())[0].shape[1:], dl.device)
+        vit = as_vit(encoder, normalised(as_parts(dl.one_batch())[0], dl.dataset).shape[1:], dl.device)
         block, = check_blocks(len(vit.blocks) if block is None else block, len(vit.blocks))
         if pool == 'token' and vit.cls_token is None: raise ValueError("pool='token': there is no class token, take 'mean'")
         dev,res = next(vit.parameters()).device,[]
         with eval_mode(vit):
             for b in dl:
-                x,*y = (o.as_subclass(torch.Tensor) for o in as_parts(b)[:2])
-                res.append((pooled(vit, normalised(x.to(dev), dl.dataset), block, pool).float().cpu(), *(o.cpu() for o in y)))
+                x,*y = as_parts(b)[:2]
+                x,y = normalised(x.to(dev), dl.dataset),[o.as_subclass(torch.Tensor).cpu() for o in y]
+                res.append((pooled(vit, x, block, pool).float().cpu(), *y))
     f,*y = (torch.cat(o) for o in zip(*res))
     return f, (y[0] if y else None)
 

@@ -32,7 +32,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.optim import param_groups_layer_decay
 from safetensors.torch import load_file
 from .vit import init_positions, resolve_arch
-from .pretrain import StopOnNonFinite, check_epochs, known, override, own_rng, warmup_cosine
+from .checkpoint import fit_run
+from .pretrain import StopOnNonFinite, check_epochs, known, override, warmup_cosine
 
 # %% ../nbs/60_finetune.ipynb #c8542a93
 @dataclass(frozen=True)
@@ -160,6 +161,13 @@ class MixupCutmix(TrainLoss):
         self.mix = Mixup(r.mixup, r.cutmix, switch_prob=r.switch, label_smoothing=r.smoothing, num_classes=n_classes)
         self.rng = np.random.RandomState(seed).get_state()
 
+    def state_dict(self):                         # what a checkpoint keeps
+        name,keys,*rest = self.rng
+        return dict(rng=(name, keys.tolist(), *rest))
+    def load_state_dict(self, state):
+        name,keys,*rest = state['rng']
+        self.rng = name,np.array(keys, dtype=np.uint32),*rest
+
     def before_batch(self):
         x,y,n = self.x.clone(),self.y,len(self.x)                      # timm mixes in place
         if n % 2: x,y = torch.cat([x, x[:1]]),torch.cat([y, y[:1]])    # and in pairs
@@ -234,16 +242,27 @@ def finetune_learner(
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
     learn = Learner(dls, model, CrossEntropyLossFlat(), opt, splitter=partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay),
                     cbs=[*mix, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path)
-    learn.recipe,learn.seed = r,seed
+    learn.recipe,learn.seed,learn.origin = r,seed,type(encoder).__name__ if isinstance(encoder, Learner) else encoder and str(encoder)
     return learn
 
 # %% ../nbs/60_finetune.ipynb #86ccf445
 def _scaled(pos, sched, scales): return [sched(pos)*s for s in scales]
 
 @patch
+def finetune_facts(self:Learner,
+    n_epoch:int, # Length of the run
+) -> dict:       # JSON values
+    "What a run must share with one that it goes on from"
+    model = get_model(self.model)
+    return dict(asdict(self.recipe), n_epoch=n_epoch, arch=model.default_cfg.get('architecture'), origin=self.origin, seed=self.seed,
+                parameters=sum(p.numel() for p in model.parameters()), images=len(self.dls.train.dataset), bs=self.dls.bs)
+
+# %% ../nbs/60_finetune.ipynb #42e5d40c
+@patch
 def fit_finetune(self:Learner,
-    n_epoch:int, # Passes over the labelled images
-    cbs=None,    # fastai callbacks for this run
+    n_epoch:int,     # Passes over the labelled images
+    cbs=None,        # fastai callbacks for this run
+    checkpoint=None, # Folder, or a `Checkpoint`: save there every few minutes, and go on from what is there
 ):
     "Fine-tune with the schedule of the recipe: warm-up and cosine, per step"
     check_epochs(n_epoch)
@@ -252,4 +271,5 @@ def fit_finetune(self:Learner,
     self.create_opt()
     scales = [h.get('lr_scale', 1.) for h in self.opt.hypers]
     sched = warmup_cosine(min(r.lr_start, lr), lr, min(r.lr_end, lr), min(r.warmup/n_epoch, .1))
-    with own_rng(self.seed): self.fit(n_epoch, cbs=[ParamScheduler(dict(lr=partial(_scaled, sched=sched, scales=scales))), *listify(cbs)])
+    cbs = [ParamScheduler(dict(lr=partial(_scaled, sched=sched, scales=scales))), *listify(cbs)]
+    fit_run(self, n_epoch, self.seed, cbs, checkpoint, self.finetune_facts(n_epoch))

@@ -6,12 +6,12 @@ Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'ACTS', 'LOSSES', 'Recipe', 'known', 'override', 'get_recipe', 'make_alien', 'augment', 'GMML', 'to_float',
-           'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'SkipValidation', 'decay_groups', 'check_unlabelled',
-           'method_learner', 'gmml_model', 'recipe_loss', 'gmml_learner', 'warmup_cosine', 'check_epochs', 'check_run',
-           'own_rng', 'run_facts', 'Checkpoint', 'rng_state', 'set_rng_state', 'pick_device', 'all_processes']
+           'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'SkipValidation', 'LogEvery', 'decay_groups', 'GlobalMean',
+           'check_unlabelled', 'method_learner', 'gmml_model', 'recipe_loss', 'gmml_learner', 'warmup_cosine',
+           'check_epochs', 'check_run', 'run_facts', 'pick_device', 'all_processes']
 
 # %% ../nbs/50_pretrain.ipynb #f1d31c0e
-import difflib, json, math, os, shutil, tempfile, time
+import difflib, math, os, tempfile, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,12 +20,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import distributed as dist, nn
 from accelerate import DistributedDataParallelKwargs
-from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from fastcore.all import listify, noop, patch, store_attr
-from fastai.callback.core import Callback, CancelEpochException, CancelValidException
+from fastai.callback.core import Callback, CancelBatchException, CancelValidException
 from fastai.callback.fp16 import MixedPrecision   # and `to_fp16`, `to_bf16`
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback import progress   # `no_bar`
@@ -33,13 +32,15 @@ from fastai.data.core import DataLoaders
 from fastai import distributed   # `distrib_ctx`
 from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import TensorBase, default_device, distrib_barrier, get_model, num_distrib, rank_distrib
+from fastai.torch_core import default_device, get_model, num_distrib, rank_distrib
 from fastprogress.fastprogress import format_time
-from .data import color_jitter, gaussian_blur, random_flip, random_resized_crop
+from .augment import color_jitter, gaussian_blur, random_flip, random_resized_crop
+from .data import floats_and_sizes, in_the_middle
 from .corruption import Combine, NoCorruption, Noise, Replace, Zeros
 from .vit import GMMLEncoder
 from .decoder import GMMLAutoencoder, PointwiseDecoder
 from .loss import MaskedL1Loss, MaskedMSELoss
+from .checkpoint import Checkpoint, fit_run
 
 # %% ../nbs/50_pretrain.ipynb #e67a1750
 @dataclass(frozen=True)
@@ -122,12 +123,14 @@ def make_alien(
 
 # %% ../nbs/50_pretrain.ipynb #795bd1a2
 def augment(
-    x:torch.Tensor, # Images (bs, C, H, W), float, 0-1
+    x:torch.Tensor, # Images (bs, C, h, w), float, 0-1
     r:Recipe,       # Choices of the run
     generator=None, # `torch.Generator` on the device of `x`
+    size=None,      # (H, W) of the result; None: that of `x`
+    hw=None,        # Height and width of each original, (bs, 2): crops are drawn in those; None: those of `x`
 ) -> torch.Tensor:  # Images (bs, C, H, W), 0-1
     "Random crop, flip, colour jitter and blur of each image, on its device (appendix C.1)"
-    x = random_resized_crop(x, scale=r.crop, generator=generator)
+    x = random_resized_crop(x, scale=r.crop, size=size, generator=generator, hw=hw)
     x = random_flip(x, p=r.flip, generator=generator)
     if r.jitter_p: x = color_jitter(x, *r.jitter, p=r.jitter_p, generator=generator)
     if r.blur_p: x = gaussian_blur(x, sigma=r.blur, p=r.blur_p, generator=generator)
@@ -192,7 +195,7 @@ def held_out(self:GMML,
     "The first held-out images, or training images where none are held out"
     ds = (self.dls.valid if len(self.dls.valid) else self.dls.train).dataset
     x = ds.batch(range(min(n or self.chunk, len(ds))))[0].to(self.dls.device)
-    return self.normalise(to_float(x))
+    return self.normalise(in_the_middle(x, self.dls.size))
 
 # %% ../nbs/50_pretrain.ipynb #54fb328f
 @patch
@@ -252,11 +255,12 @@ def restored(self:GMML,
 @patch
 def before_batch(self:GMML):
     "Views, augmentation, normalisation, corruption; on held-out images no augmentation and fixed corruption"
-    x,r = to_float(self.x),self.recipe
+    (x,hw),r,size = floats_and_sizes(self.x),self.recipe,tuple(self.dls.size)
     if self.training:
-        x = torch.cat([augment(x, r, self.generator) for _ in range(r.views)])
+        x = torch.cat([augment(x, r, self.generator, size, hw) for _ in range(r.views)])
         idxs = None
     else:
+        x = in_the_middle(self.x, size)
         idxs = self.idxs[self.seen:self.seen+len(x)]
         self.seen += len(x)
     x = self.normalise(x)
@@ -290,7 +294,11 @@ class StopOnNonFinite(Callback):
     def after_batch(self):
         if math.isfinite(self.smooth_loss) or hasattr(self.learn, 'lr_finder'): return
         raise FloatingPointError(f'the loss is {self.loss.item()} at step {self.train_iter} (epoch {self.epoch}), '
-            f'learning rate {self.opt.hypers[0]["lr"]:.3g}. Lower the rate (lr=), or go on in fp32 or bf16')
+            f'learning rate {self.opt.hypers[0]["lr"]:.3g}. Lower the rate (lr=), or leave fp16 for fp32 or bf16' + self.saved())
+
+    def saved(self):
+        ck = getattr(self.learn, 'checkpoint', None)
+        return f'; the same call then goes on from {ck.last}' if ck and ck.last else ''
 
 # %% ../nbs/50_pretrain.ipynb #f7186805
 class SkipValidation(Callback):
@@ -301,6 +309,29 @@ class SkipValidation(Callback):
     def after_fit(self): self.learn.recorder.valid_metrics = self.old
     def before_validate(self): raise CancelValidException
 
+# %% ../nbs/50_pretrain.ipynb #82003691
+class LogEvery(Callback):
+    "Validate and write a row of the log at the end of an epoch, when so many steps have gone by"
+    order = Recorder.order + 1   # when the recorder has made its row
+    def __init__(self,
+        steps:int, # Between two rows, at least
+    ):
+        if not isinstance(steps, int) or steps < 1: raise ValueError(f'log_steps={steps!r}: give a whole number, 1 or more')
+        self.steps,self.last = steps,0
+    def state_dict(self): return dict(last=self.last)
+    def load_state_dict(self, state): self.last = state['last']
+    def before_fit(self): self.last = 0
+    def after_train(self):
+        self.due = self.train_iter - self.last >= self.steps or self.epoch == self.n_epoch - 1
+        if self.due: self.last = self.train_iter
+        else: self.old,self.learn.logger = self.learn.logger,noop
+    def before_validate(self):
+        if not self.due: raise CancelValidException
+    def after_epoch(self):
+        if self.due: return
+        self.learn.logger = self.old
+        self.recorder.values.pop(), self.recorder.iters.pop()
+
 # %% ../nbs/50_pretrain.ipynb #80206da8
 def decay_groups(
     model:nn.Module, # Any model
@@ -308,6 +339,44 @@ def decay_groups(
     "Split parameters by whether weight decay is for them"
     ps = [p for p in model.parameters() if p.requires_grad]
     return [[p for p in ps if p.ndim > 1], [p for p in ps if p.ndim <= 1]]
+
+# %% ../nbs/50_pretrain.ipynb #a1f5910d
+class GlobalMean(Callback):
+    "With several batches or processes in a step, the mean over all of their corrupted pixels, not a mean of means"
+    order,run_valid = MixedPrecision.order - 4,False
+    def __init__(self,
+        accumulate:int=1, # Batches in a step
+    ):
+        if not isinstance(accumulate, int) or accumulate < 1: raise ValueError(f'accumulate={accumulate!r}: give a whole number, 1 or more')
+        store_attr()
+    def before_fit(self):
+        self.world = max(1, num_distrib())
+        self.needed = self.world*self.accumulate > 1 and not hasattr(self.learn, 'lr_finder')
+        self.batches,self.count,self.learn.step_done = 0,0,True
+    def after_loss(self):
+        if not self.needed: return
+        x,mask = self.learn.yb
+        n,self.whole = mask.sum()*x.shape[1],self.dls.bs*x[0].numel()   # corrupted elements; elements of a whole batch
+        self.count = self.count + n
+        self.learn.loss_grad = self.loss_grad*(n/self.whole)
+
+# %% ../nbs/50_pretrain.ipynb #d48dd2a5
+@patch
+def before_step(self:GlobalMean):
+    "Wait for the last batch of the step, then divide by the corrupted pixels of all"
+    if not self.needed: return
+    self.batches += 1
+    self.learn.step_done = self.batches == self.accumulate
+    if not self.step_done: raise CancelBatchException
+    if self.world > 1: dist.all_reduce(self.count)
+    factor = self.world*self.whole/self.count.clamp(min=1)   # gradients come averaged over the processes
+    for p in self.model.parameters():
+        if p.grad is not None: p.grad.mul_(factor)
+    self.batches,self.count = 0,0
+
+@patch
+def after_fit(self:GlobalMean):
+    if self.batches: self.opt.zero_grad()   # of a last step that did not get all its batches
 
 # %% ../nbs/50_pretrain.ipynb #4adf5a7a
 def check_unlabelled(
@@ -328,6 +397,7 @@ def method_learner(
     callback,               # Function of (recipe, patch_size, stats, seed): a `GMML`
     make_loss,              # Function of (encoder, recipe): called as loss(prediction, clean, mask)
     pretrained:bool=False, patch_size=None, model_args:dict=None, seed:int=42, cbs=None, metrics=None, path='.',
+    accumulate:int=1, grad_checkpoint:bool=False, compile:bool=False,
     **overrides,            # Fields of `Recipe` to change; the others as in `gmml_learner`
 ) -> Learner:
     "A `Learner` that pretrains `arch` with the recipe's optimiser, and with the model, callback and loss of some method"
@@ -338,7 +408,9 @@ def method_learner(
         enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size,
                           drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
         model = make_model(enc, r)
-    cbs = [callback(r, enc.patch_size, dls.stats, seed), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
+    enc.vit.set_grad_checkpointing(grad_checkpoint)
+    if compile: model.compile()
+    cbs = [callback(r, enc.patch_size, dls.stats, seed), GlobalMean(accumulate), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
            *([] if len(dls.valid) else [SkipValidation()]), *listify(cbs)]
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True)
     return Learner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
@@ -374,11 +446,14 @@ def gmml_learner(
     cbs=None,               # fastai callbacks
     metrics=None,           # Functions of (reconstruction, clean, mask)
     path='.',               # Folder for models and logs
+    accumulate:int=1,       # Batches in a step of the optimiser
+    grad_checkpoint:bool=False, # Compute activations twice instead of keeping them?
+    compile:bool=False,     # `torch.compile` the model?
     **overrides,            # Fields of `Recipe` to change
 ) -> Learner:               # With `fit_gmml`, `show_reconstructions` and `export_encoder`
     "A `Learner` that pretrains `arch` by restoring corrupted images"
     return method_learner(dls, arch, recipe, gmml_model, GMML, recipe_loss, pretrained, patch_size, model_args, seed,
-                          cbs, metrics, path, **overrides)
+                          cbs, metrics, path, accumulate, grad_checkpoint, compile, **overrides)
 
 # %% ../nbs/50_pretrain.ipynb #3f970121
 def warmup_cosine(
@@ -402,10 +477,13 @@ def gmml_scheds(self:Learner,
     n_epoch:int, # Length of the run
 ) -> dict:       # Functions of the share of the run that is done
     "Learning rate and weight decay along the run, as the recipe has them"
-    r = self.gmml.recipe
-    lr = r.lr*self.dls.bs*max(1, num_distrib())/256
-    return dict(lr=warmup_cosine(r.lr_end, lr, r.lr_end, min(r.warmup/n_epoch, .1)),
-                wd=partial(_decayed, start=r.wd, end=r.wd_end))
+    r,acc = self.gmml.recipe,self.global_mean.accumulate
+    lr = r.lr*self.dls.bs*max(1, num_distrib())*acc/256
+    scheds = dict(lr=warmup_cosine(r.lr_end, lr, r.lr_end, min(r.warmup/n_epoch, .1)), wd=partial(_decayed, start=r.wd, end=r.wd_end))
+    if acc == 1: return scheds
+    return {k: partial(_of_step, sched=f, batches=n_epoch*len(self.dls.train), accumulate=acc) for k,f in scheds.items()}
+
+def _of_step(pos, sched, batches, accumulate): return sched(round(pos*batches)//accumulate*accumulate/batches)   # where the step began
 
 # %% ../nbs/50_pretrain.ipynb #80239f35
 @patch
@@ -415,7 +493,8 @@ def gmml_cost(self:Learner,
     "Images, steps and time of a run, from two steps on blank images whose gradients are thrown away"
     dl,cb = self.dls.train,self.gmml
     bs,dev = min(self.dls.bs, len(dl.dataset)),self.dls.device
-    x = torch.zeros(bs*cb.recipe.views, self.dls.in_chans, *self.dls.size, device=dev)
+    n = min(bs, 8) if torch.device(dev).type == 'cpu' else bs   # there, time grows with the images, and a few are enough
+    x = torch.zeros(n*cb.recipe.views, self.dls.in_chans, *self.dls.size, device=dev)
     model = self.model.to(dev).train()
     secs = []
     with torch.random.fork_rng():
@@ -427,8 +506,9 @@ def gmml_cost(self:Learner,
             loss.item()
             secs.append(time.perf_counter() - t)
     self.model.zero_grad()
-    steps = n_epoch*len(dl)
-    return f'{len(dl.dataset):,} images, {n_epoch} epochs, {steps:,} steps of {bs*max(1, num_distrib())}: about {format_time(min(secs)*steps)} on {dev}'
+    batches,acc = n_epoch*len(dl),self.global_mean.accumulate
+    return (f'{len(dl.dataset):,} images, {n_epoch} epochs, {batches//acc:,} steps of {bs*max(1, num_distrib())*acc}: '
+            f'about {format_time(min(secs)*bs/n*batches)} on {dev}')
 
 # %% ../nbs/50_pretrain.ipynb #dfdeaab0
 def check_epochs(
@@ -447,16 +527,6 @@ def check_run(
     check_epochs(n_epoch)
     if not len(learn.dls.train): raise ValueError(f'no whole batch of {learn.dls.bs} in {len(learn.dls.train.dataset)} images: lower bs')
 
-# %% ../nbs/50_pretrain.ipynb #f850f33c
-@contextmanager
-def own_rng(
-    seed:int, # Each process adds its rank
-):
-    "Inside, torch's global generators, which stochastic depth draws from, start at `seed`; then they are put back"
-    with torch.random.fork_rng():
-        torch.manual_seed(seed + rank_distrib())
-        yield
-
 # %% ../nbs/50_pretrain.ipynb #e9d6e6d7
 def run_facts(
     learn:Learner, # From `gmml_learner`
@@ -465,22 +535,23 @@ def run_facts(
     "What a run must share with one that it goes on from"
     enc,cb = get_model(learn.model).encoder,learn.gmml
     return dict(asdict(cb.recipe), method=cb.method, **cb.facts, n_epoch=n_epoch, arch=enc.arch, model_args=enc.model_args, seed=cb.seed,
-                images=len(learn.dls.train.dataset), bs=learn.dls.bs*max(1, num_distrib()), stats=[o.tolist() for o in cb.stats])
+                images=len(learn.dls.train.dataset), bs=learn.dls.bs, accumulate=learn.global_mean.accumulate, stats=[o.tolist() for o in cb.stats])
 
 # %% ../nbs/50_pretrain.ipynb #ffc0d0a1
 @patch
 def fit_gmml(self:Learner,
     n_epoch:int,      # Passes over the training images
     cbs=None,         # fastai callbacks for this run
-    checkpoint=None,  # Folder: save there after each epoch, and go on from what is there
+    checkpoint=None,  # Folder, or a `Checkpoint`: save there every few minutes, and go on from what is there
+    log_steps:int=None, # Steps between validations and rows of the log, at least; None: they come after each epoch
     estimate:bool=True, # Time a step first, and say what the run will cost?
 ):
     "Pretrain with the schedules of the recipe (appendix C.1)"
     check_run(self, n_epoch)
     if estimate: print(self.gmml_cost(n_epoch))
-    cbs = [ParamScheduler(self.gmml_scheds(n_epoch)), *listify(cbs)]
-    if checkpoint is not None: cbs.append(Checkpoint(checkpoint, run_facts(self, n_epoch)))
-    with own_rng(self.gmml.seed): self.fit(n_epoch, cbs=cbs, reset_opt=True)
+    self.create_opt()
+    cbs = [ParamScheduler(self.gmml_scheds(n_epoch)), *([LogEvery(log_steps)] if log_steps is not None else []), *listify(cbs)]
+    fit_run(self, n_epoch, self.gmml.seed, cbs, checkpoint, run_facts(self, n_epoch))
 
 # %% ../nbs/50_pretrain.ipynb #1a672a3a
 @patch
@@ -517,109 +588,14 @@ def show_reconstructions(self:Learner,
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/50_pretrain.ipynb #e3c7c932
-class Checkpoint(Callback):
-    "Save all a run needs after each epoch, and go on from there when the same run starts again"
-    order = Recorder.order + 1   # when the recorder has closed the epoch, before those who read it
-    def __init__(self,
-        folder,      # Folder for it; the last epoch is kept
-        config:dict, # What a run must share with the one it goes on from, such as the recipe
-    ): self.folder,self.config,self.done = Path(folder),json.loads(json.dumps(config)),0
-
-    def before_fit(self):
-        if not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds'): self.restore()
-
-    def before_epoch(self):
-        if self.epoch >= self.done: return
-        self.old_logger,self.learn.logger = self.learn.logger,noop      # a row for a skipped epoch would be empty
-        if hasattr(self.learn, 'progress'): self.learn.progress.before_epoch()   # a bar must have seen epoch 0
-        raise CancelEpochException
-
-    def after_epoch(self):
-        if self.epoch >= self.done: return self.save()
-        self.learn.logger = self.old_logger
-        self.recorder.values.pop(), self.recorder.iters.pop()
-
-# %% ../nbs/50_pretrain.ipynb #a43ec398
+# %% ../nbs/50_pretrain.ipynb #4a4b55ea
 @patch
-def save(self:Checkpoint):
-    "Write the epoch into a new folder, rename it, and drop the epoch before"
-    new = self.folder/f'epoch_{self.epoch + 1:05d}'
-    tmp = self.folder/f'.{new.name}.tmp'
-    tmp.mkdir(parents=True, exist_ok=True)
-    torch.save(rng_state(self.learn), tmp/f'rng_{rank_distrib()}.pt')
-    distrib_barrier()
-    if rank_distrib(): return
-    rec,smooth = self.recorder,self.recorder.smooth_loss
-    save_file({k: v.contiguous() for k,v in get_model(self.model).state_dict().items()}, tmp/'model.safetensors')
-    torch.save(dict(opt=self.opt.state_dict(), epoch=self.epoch + 1, dl_epoch=self.dls.train.epoch, train_iter=self.train_iter,
-        smooth=(smooth.val, smooth.count), lrs=rec.lrs, iters=rec.iters, losses=rec.losses,
-        values=[list(v) for v in rec.values]), tmp/'state.pt')
-    (tmp/'config.json').write_text(json.dumps(self.config, indent=2))
-    shutil.rmtree(new, ignore_errors=True)
-    os.replace(tmp, new)
-    for old in self.folder.glob('epoch_*'):
-        if old != new: shutil.rmtree(old, ignore_errors=True)
+def state_dict(self:GMML):
+    "What a checkpoint keeps of the callback"
+    return dict(generator=self.generator.get_state())
 
-# %% ../nbs/50_pretrain.ipynb #dbcd6525
 @patch
-def restore(self:Checkpoint):
-    "Go on from the newest epoch in the folder, if there is one; it must be whole and of the same run"
-    found = sorted(self.folder.glob('epoch_*'))
-    if not found: return
-    last = found[-1]
-    self.check_same(last)
-    try: self.load(last)
-    except Exception as e: raise ValueError(f'{last} is damaged ({type(e).__name__}: {e}). Remove it to start anew, '
-                                            'or choose another checkpoint folder') from e
-    print(f'going on after epoch {self.done} of {self.n_epoch}')
-
-# %% ../nbs/50_pretrain.ipynb #37318437
-@patch
-def check_same(self:Checkpoint,
-    folder, # Of one epoch
-):
-    "Raise a `ValueError` when `folder` is of another run, naming what differs"
-    try: old = dict(dict(method='gmml'), **json.loads((folder/'config.json').read_text()))   # older ones do not say
-    except (OSError, ValueError) as e: raise ValueError(f'{folder} is damaged ({e}). Remove it to start anew') from e
-    diff = {k: (old.get(k), v) for k,v in self.config.items() if old.get(k) != v}
-    if diff: raise ValueError(f'{folder} is of another run: ' + ', '.join(f'{k} was {a!r} and is {b!r}'
-        for k,(a,b) in diff.items()) + '. Choose another checkpoint folder, or set them back')
-
-# %% ../nbs/50_pretrain.ipynb #fd4024a4
-@patch
-def load(self:Checkpoint,
-    folder, # Of one epoch
-):
-    "Take over weights, optimiser, generators and the recorder's history"
-    state = torch.load(folder/'state.pt', map_location=self.dls.device, weights_only=True)
-    rng = torch.load(folder/f'rng_{rank_distrib()}.pt', weights_only=True)
-    get_model(self.model).load_state_dict(load_file(folder/'model.safetensors'))
-    self.opt.load_state_dict(state['opt'])
-    rec,self.done = self.recorder,state['epoch']
-    rec.lrs,rec.iters,rec.losses,rec.values = (state[k] for k in ('lrs', 'iters', 'losses', 'values'))
-    rec.smooth_loss.val,rec.smooth_loss.count = state['smooth']
-    self.learn.train_iter,self.dls.train.epoch = state['train_iter'],state['dl_epoch']
-    set_rng_state(self.learn, rng)
-
-# %% ../nbs/50_pretrain.ipynb #b4b21f44
-def rng_state(
-    learn:Learner, # From `gmml_learner` or `finetune_learner`
-) -> dict:         # Tensors
-    "State of every generator that a run draws from on this process"
-    o = dict(torch=torch.get_rng_state())
-    if torch.cuda.is_available(): o['cuda'] = torch.cuda.get_rng_state()
-    if hasattr(learn, 'gmml'): o['gmml'] = learn.gmml.generator.get_state()
-    return o
-
-def set_rng_state(
-    learn:Learner, # From `gmml_learner` or `finetune_learner`
-    state:dict,    # From `rng_state`
-):
-    "Put every generator back"
-    torch.set_rng_state(state['torch'])
-    if 'cuda' in state and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
-    if 'gmml' in state: learn.gmml.generator.set_state(state['gmml'])
+def load_state_dict(self:GMML, state): self.generator.set_state(state['generator'])
 
 # %% ../nbs/50_pretrain.ipynb #80f5fa32
 @patch
@@ -669,6 +645,6 @@ def all_processes(
     if num_distrib() < 2:
         yield learn
         return
-    kw = dict(sync_bn=False, cpu=learn.dls.device.type == 'cpu', mixed_precision='no',   # the learner has it already
+    kw = dict(sync_bn=False, cpu=torch.device(learn.dls.device).type == 'cpu', mixed_precision='no',   # the learner has it already
               kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
     with learn.no_bar() if rank_distrib() else nullcontext(), learn.distrib_ctx(**kw): yield learn

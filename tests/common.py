@@ -1,5 +1,5 @@
 "What several tests need"
-import sys
+import os, socket, sys, traceback
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -14,3 +14,27 @@ def settings():
     cfg = ConfigParser(delimiters=['='])
     cfg.read(ROOT/'settings.ini', encoding='utf-8')
     return cfg['DEFAULT']
+
+
+def child(f, **env):
+    "Run `f` in a copy of this process; its number"
+    pid = os.fork()
+    if pid: return pid
+    code = 1
+    try:
+        os.environ.update(env)
+        sys.stdout = open(os.devnull, 'w')
+        f()
+        code = 0
+    except BaseException: traceback.print_exc()
+    finally: os._exit(code)
+
+def code(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def ranks(f):
+    "`f` in two processes that train together; their numbers"
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
+    return [child(f, RANK=str(i), LOCAL_RANK=str(i), **env) for i in range(2)]

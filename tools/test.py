@@ -8,11 +8,13 @@ from nbdev.doclinks import nbglob
 ROOT = Path(__file__).resolve().parents[1]
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 WORKERS = min(4, CPUS)
+CACHE = tempfile.TemporaryDirectory(prefix='gmml_cache_')   # of images, removed at the end
 
 
 def environment():
     "Ours, with the cores shared out, no downloads and no display"
-    defaults = dict(OMP_NUM_THREADS=str(max(1, CPUS//WORKERS)), HF_HUB_OFFLINE='1', MPLBACKEND='Agg', PYTHONDONTWRITEBYTECODE='1')
+    defaults = dict(OMP_NUM_THREADS=str(max(1, CPUS//WORKERS)), HF_HUB_OFFLINE='1', MPLBACKEND='Agg', PYTHONDONTWRITEBYTECODE='1',
+                    GMML_CACHE=CACHE.name)
     return {**defaults, **os.environ}
 
 
