@@ -69,9 +69,10 @@ def run_state(
     "What a run needs besides weights and generators"
     rec,sched = learn.recorder,getattr(learn, 'param_scheduler', None)
     plain = lambda t: t.as_subclass(torch.Tensor)   # fastai's own types would have to be unpickled
-    hps = {k: [*v, learn.opt.hypers[-1][k]] for k,v in sched.hps.items()} if sched else {}   # it notes the step after us
+    note = lambda k,v: v if len(v) == learn.train_iter else [*v, learn.opt.hypers[-1][k]]   # the scheduler notes a step after us
+    hps = {k: note(k, v) for k,v in sched.hps.items()} if sched else {}
     return dict(opt=learn.opt.state_dict(), scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else {},
-        dl_epoch=getattr(learn.dls.train, 'epoch', 0), train_iter=learn.train_iter, pct_train=learn.pct_train, smooth=(plain(rec.smooth_loss.val), rec.smooth_loss.count),
+        train_iter=learn.train_iter, pct_train=learn.pct_train, smooth=(plain(rec.smooth_loss.val), rec.smooth_loss.count),
         losses=plain(torch.stack(rec.losses)) if rec.losses else None, lrs=torch.tensor(rec.lrs, dtype=torch.float64), iters=rec.iters,
         values=[list(v) for v in rec.values], hps={k: torch.tensor(v, dtype=torch.float64) for k,v in hps.items()})
 
@@ -166,7 +167,7 @@ def found(self:Checkpoint) -> list: # Folders, the latest first
 @patch
 def before_fit(self:Checkpoint):
     "Go on from the latest whole checkpoint, if there is one"
-    self.start,self.saved,self.saved_iter,self.between = (0,0),time.monotonic(),0,True
+    self.start,self.restored,self.saved,self.saved_iter,self.between = (0,0),None,time.monotonic(),0,True
     self.active = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     if self.active: self.restore()
 
@@ -184,9 +185,18 @@ def before_train(self:Checkpoint):
     "In the epoch that was cut short: the rest of its batches, the place in the schedule, and the generators"
     if self.epoch != self.start[0] or not self.restored: return
     if self.start[1]: self.dls.train.skip,self.learn.pct_train = self.start[1],self.restored['pct_train']
+    self.put_back()
+
+@patch
+def put_back(self:Checkpoint):
+    "Generators, and what the scheduler has noted"
     set_rng_state(self.learn, self.restored['rng'])
     if hasattr(self.learn, 'param_scheduler'): self.learn.param_scheduler.hps = {k: v.tolist() for k,v in self.restored['hps'].items()}
     self.restored = None
+
+@patch
+def after_fit(self:Checkpoint):
+    if self.restored: self.put_back()   # no epoch was left to do it in
 
 @patch
 def before_batch(self:Checkpoint):
@@ -199,7 +209,7 @@ def after_batch(self:Checkpoint):
     "Save where it is time, and stop where someone has asked for it"
     self.between = getattr(self.learn, 'step_done', True)   # not when a step has more batches to come
     if not self.training or not self.active: return
-    self.place = self.epoch,self.iter + 1
+    self.place = self.epoch,self.iter + 1,getattr(self.dls.train, 'epoch', 0)
     late = time.monotonic() - self.saved > 60*self.minutes or (self.steps and self.train_iter - self.saved_iter >= self.steps)
     late = late or (not self.saved_iter and self.train_iter >= self.n_iter)   # a folder that cannot be written shows in the first epoch
     due,stop = self.agree(late and not rank_distrib(), self.asked or 0)
@@ -213,7 +223,7 @@ def after_epoch(self:Checkpoint):
         self.learn.logger = self.old_logger
         self.recorder.values.pop(), self.recorder.iters.pop()
         return
-    self.place = self.epoch + 1,0
+    self.place = self.epoch + 1,0,getattr(self.dls.train, 'epoch', 0)
     if self.active and (self.place[0] == self.n_epoch or not hasattr(self.dls.train, 'skip')): self.save()
 
 # %% ../nbs/45_checkpoint.ipynb #031f9f23
@@ -237,7 +247,7 @@ def gathered_rngs(self:Checkpoint) -> list: # From `rng_state`; empty but on the
     return rngs or []
 
 # %% ../nbs/45_checkpoint.ipynb #0b905a51
-def _name(place): return 'epoch_{:05}_batch_{:06}'.format(*place)   # epochs that are done, batches of the next
+def _name(place): return 'epoch_{:05}_batch_{:06}'.format(*place)   # epochs that are done, batches of the next; then the loader's epoch
 
 @patch
 def save(self:Checkpoint):
@@ -247,7 +257,7 @@ def save(self:Checkpoint):
     model = get_model(self.model).state_dict()
     if not all(v.isfinite().all() for v in model.values()): return
     new = self.folder/_name(self.place)
-    try: write_whole(new, model, run_state(self.learn), rngs, self.facts)
+    try: write_whole(new, model, dict(run_state(self.learn), dl_epoch=self.place[2]), rngs, self.facts)
     except Exception as e:   # OSError, and what torch and safetensors make of it
         keeps = f'the last checkpoint is {self.last}' if self.last else 'there is no checkpoint yet'
         return warnings.warn(f'cannot save {new}: {e}. Training goes on; {keeps}')
@@ -258,7 +268,7 @@ def save(self:Checkpoint):
 @patch
 def restore(self:Checkpoint):
     "Load the latest whole checkpoint; a `ValueError` where none is whole or where it is of another run"
-    self.restored,found = None,self.found
+    found = self.found
     for o in found:
         if not (wrong := damage(o)): break
         if not rank_distrib(): print(f'{o} is damaged ({wrong})')
@@ -272,7 +282,6 @@ def restore(self:Checkpoint):
     self.restored,self.last,self.saved_iter = dict(state, rng=rng),o,self.train_iter
     self.start = tuple(int(n) for n in o.name.split('_')[1::2])
     self.dls.train.epoch = state['dl_epoch'] - (self.start[1] > 0)        # it counts on when the epoch begins
-    if self.start[0] == self.n_epoch: set_rng_state(self.learn, rng)      # there is no epoch left to do it in
     if not rank_distrib(): print(f'going on from {o}: step {self.train_iter:,} of {self.n_epoch*len(self.dls.train):,}')
 
 # %% ../nbs/45_checkpoint.ipynb #e342ad92
