@@ -11,7 +11,7 @@ __all__ = ['FREE_OPTIONS', 'DEMO_DEFAULTS', 'PAGE_STYLE', 'parse_numbers', 'pars
            'save_figure', 'run_pretrain', 'gmml_pretrain', 'check_encoder', 'top_5', 'save_classifier',
            'measure_splits', 'say_accuracy', 'save_confusion', 'write_classifier', 'run_finetune', 'gmml_finetune',
            'demo_options', 'demo_source', 'demo_experiment', 'KeepPictures', 'html_image', 'plot_losses', 'demo_page',
-           'run_demo', 'gmml_demo', 'run_sweep', 'gmml_sweep']
+           'run_demo', 'gmml_demo', 'run_sweep', 'gmml_sweep', 'gmml_bench']
 
 # %% ../nbs/95_cli.ipynb #74a85236
 import warnings
@@ -46,6 +46,7 @@ from .vit import GMMLEncoder, check_blocks, upper_blocks
 from .checkpoint import Checkpoint
 from .pretrain import LOSSES, all_processes, get_recipe, gmml_learner, known, make_alien, override, pick_device
 from .finetune import FINETUNE_RECIPES, encoder_source, finetune_learner
+from .benchmark import BENCHMARKS, benchmark
 from .ablations import METHOD_NAMES, SWEEPS, BASES, Experiment, Sweep, plot_sweep, read_results, summary, verdict
 
 # %% ../nbs/95_cli.ipynb #c6f78af9
@@ -740,3 +741,16 @@ def gmml_sweep(
 ): # Table of the sweep
     "One of the paper's comparisons, at any scale: killed, it goes on where it was"
     return run_sweep(SimpleNamespace(**locals()))
+
+# %% ../nbs/95_cli.ipynb #38978e4e
+@as_command
+def gmml_bench(
+    parts:str=None, # corruption, step, memory, input, start, set, processes: one of them, or several with commas between; left out: all
+    quick:bool=False, # Only see whether everything runs, in a minute; nothing is kept
+    results:str='results/benchmark.jsonl', # JSON-lines file that the measurements are added to
+): # Table of measurements beside their targets
+    "Speed and memory against the limit and against the usual way, on a machine that does nothing else"
+    if num_distrib() > 1: raise ValueError('gmml_bench starts processes of its own: start it without accelerate or torchrun')
+    df = benchmark(BENCHMARKS if parts is None else parts.replace(',', ' ').split(), quick, None if quick else results)
+    print(f"{len(df)} measurements, {(df.holds == 'NO').sum()} short of their target" + ('' if quick else f', added to {results}'))
+    return df
