@@ -132,12 +132,13 @@ def damage(
 def read_plain(
     file:Path, # From `torch.save`
     device,    # Where its tensors go
+    trust:bool=False, # Unpickle what has to be?
 ):             # Tensors, numbers, lists
     "Read a file without unpickling it; a `ValueError` where that cannot be done"
-    try: return torch.load(file, map_location=device, weights_only=True)
+    try: return torch.load(file, map_location=device, weights_only=not trust)
     except Exception as e:
         raise ValueError(f'{file} is not what a run writes ({type(e).__name__}), and unpickling it could run any program: '
-                         f'remove {file.parent}') from e
+                         f'remove {file.parent}, or give `trust=True` if you have written it yourself') from e
 
 # %% ../nbs/45_checkpoint.ipynb #944f9182
 class Checkpoint(Callback):
@@ -148,11 +149,12 @@ class Checkpoint(Callback):
         minutes:float=5,  # Save when so long has passed
         steps:int=None,   # Save every so many steps; None: by time alone
         keep:int=2,       # How many are kept
+        trust:bool=False, # Unpickle a checkpoint that cannot be read otherwise? It can run any program
         config:dict=None, # What a run must share with one that it goes on from; `fit_gmml` and `fit_finetune` fill it
     ):
         for k,v in dict(minutes=minutes, steps=steps, keep=keep).items():
             if v is not None and v <= 0: raise ValueError(f'{k}={v!r}: give a number above 0')
-        self.folder,self.minutes,self.steps,self.keep = Path(folder),minutes,steps,keep
+        self.folder,self.minutes,self.steps,self.keep,self.trust = Path(folder),minutes,steps,keep,trust
         self.config,self.last,self.asked = config or {},None,None
 
     @property
@@ -276,7 +278,7 @@ def restore(self:Checkpoint):
         if found: raise ValueError(f'no checkpoint in {self.folder} is whole. Remove the folder to start anew, or choose another')
         return
     self.check_same(o)
-    state,rng = read_plain(o/'state.pt', self.dls.device),read_plain(o/'rng.pt', 'cpu')[rank_distrib()]
+    state,rng = read_plain(o/'state.pt', self.dls.device, self.trust),read_plain(o/'rng.pt', 'cpu', self.trust)[rank_distrib()]
     get_model(self.model).load_state_dict(load_file(o/'model.safetensors'))
     load_run_state(self.learn, state)
     self.restored,self.last,self.saved_iter = dict(state, rng=rng),o,self.train_iter

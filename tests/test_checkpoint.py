@@ -1,7 +1,7 @@
 "Nothing lost: runs killed at random moments end with the same weights; signals, full disks, lost files and NaN are survived or said"
 import hashlib, json, os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pytest, timm, torch
 from PIL import Image
 from fastai.callback.core import Callback
 from gmml_nb.checkpoint import Checkpoint
@@ -169,6 +169,18 @@ def test_nan_names_step_rate_and_checkpoint(tmp_path, capsys):
     train(gentler := pretraining_with(lr=1e-4), tmp_path/'ck')
     assert 'from here on, lr was 0.0005 and is 0.0001' in capsys.readouterr().out
     assert all(v.isfinite().all() for v in gentler.model.state_dict().values())
+
+def test_compiled_runs_go_on_and_export(tmp_path):
+    "The same names of weights, in checkpoints and in the encoder that timm loads"
+    def compiled(**kw): return pretraining_with(compile=True, **kw)
+    whole = train(compiled(), n=2)
+    with pytest.raises(KeyboardInterrupt): train(compiled(cbs=Signal(signal.SIGINT)), tmp_path/'ck', n=2)
+    again = train(compiled(), tmp_path/'ck', n=2)
+    assert again.model._compiled_call_impl and digest(again) == digest(whole)
+    again.export_encoder(tmp_path/'enc')
+    vit = timm.create_model(f'local-dir:{tmp_path/"enc"}', pretrained=True).state_dict()
+    ours = again.model.encoder.vit.state_dict()
+    assert vit.keys() == ours.keys() and all(torch.equal(vit[k], v) for k,v in ours.items())
 
 def pretraining_with(**kw):
     dls = pretrain_dls(images(), size=12, bs=4, valid_pct=.2, device='cpu')
