@@ -58,7 +58,7 @@ def decode_stored(
     blank = np.zeros((in_chans, *store), np.uint8)
     def read(f):
         x, size = read_stored(f, store, in_chans)
-        x = np.ascontiguousarray(x)
+        x = np.array(x, order='C') # torch wants it contiguous and writable
         return x, torch.tensor(size), image_moments(torch.from_numpy(x)[None])[0]
     for i, o in enumerate(decode_files(files, read)):
         if isinstance(o, Unreadable): why[i], x = o.why, blank
