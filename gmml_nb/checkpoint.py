@@ -209,9 +209,9 @@ def before_batch(self:Checkpoint):
 @patch
 def after_batch(self:Checkpoint):
     "Save where it is time, and stop where someone has asked for it"
+    if self.training: self.place = self.epoch,self.iter + 1,getattr(self.dls.train, 'epoch', 0)
     self.between = getattr(self.learn, 'step_done', True)   # not when a step has more batches to come
     if not self.training or not self.active: return
-    self.place = self.epoch,self.iter + 1,getattr(self.dls.train, 'epoch', 0)
     late = time.monotonic() - self.saved > 60*self.minutes or (self.steps and self.train_iter - self.saved_iter >= self.steps)
     late = late or (not self.saved_iter and self.train_iter >= self.n_iter)   # a folder that cannot be written shows in the first epoch
     due,stop = self.agree(late and not rank_distrib(), self.asked or 0)

@@ -38,3 +38,10 @@ def ranks(f):
         port = s.getsockname()[1]
     env = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
     return [child(f, RANK=str(i), LOCAL_RANK=str(i), **env) for i in range(2)]
+
+def dies_of_a_worker(f):
+    "Does `f`, in a copy of this process, end with torch's error about a killed worker? torch raises it from a signal handler, anywhere and more than once"
+    def run():
+        try: f()
+        except RuntimeError as e: os._exit(7 if 'worker' in str(e) else 1)
+    return code(child(run)) == 7
