@@ -11,7 +11,7 @@ __all__ = ['RECIPES', 'ACTS', 'LOSSES', 'Recipe', 'known', 'override', 'get_reci
            'check_epochs', 'check_run', 'run_facts', 'pick_device', 'all_processes']
 
 # %% ../nbs/50_pretrain.ipynb #f1d31c0e
-import difflib, math, os, tempfile, time
+import atexit, difflib, math, os, tempfile, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,7 +29,7 @@ from fastai.callback.fp16 import MixedPrecision   # and `to_fp16`, `to_bf16`
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback import progress   # `no_bar`
 from fastai.data.core import DataLoaders
-from fastai import distributed   # `distrib_ctx`
+from fastai import distributed   # `distrib_ctx`, `teardown_distrib`
 from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, get_model, num_distrib, rank_distrib
@@ -645,6 +645,7 @@ def all_processes(
     if num_distrib() < 2:
         yield learn
         return
+    atexit.register(distributed.teardown_distrib)   # gloo's threads may abort a process that ends without
     kw = dict(sync_bn=False, cpu=torch.device(learn.dls.device).type == 'cpu', mixed_precision='no',   # the learner has it already
               kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
     with learn.no_bar() if rank_distrib() else nullcontext(), learn.distrib_ctx(**kw): yield learn
