@@ -190,6 +190,12 @@ def before_train(self:Checkpoint):
     self.put_back()
 
 @patch
+def before_batch(self:Checkpoint):
+    self.between = False
+    if self.training and self.epoch == self.start[0]: self.learn.iter += self.start[1]
+
+# %% ../nbs/45_checkpoint.ipynb #bfc35d4f
+@patch
 def put_back(self:Checkpoint):
     "Generators, and what the scheduler has noted"
     set_rng_state(self.learn, self.restored['rng'])
@@ -199,11 +205,6 @@ def put_back(self:Checkpoint):
 @patch
 def after_fit(self:Checkpoint):
     if self.restored: self.put_back()   # no epoch was left to do it in
-
-@patch
-def before_batch(self:Checkpoint):
-    self.between = False
-    if self.training and self.epoch == self.start[0]: self.learn.iter += self.start[1]
 
 # %% ../nbs/45_checkpoint.ipynb #6c1c353f
 @patch
