@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from .datasets import nearest_name
-from .images import fit_image, from_pil
+from .images import as_float, fit_image, from_pil, on_host
 
 # %% ../nbs/06_augment.ipynb #48c98a2e
 def _rand(shape, x, generator=None, low=0., high=1.):
@@ -72,30 +72,54 @@ def resample_weights(
     w = torch.where(d < 1, (1.5*d - 2.5)*d*d + 1, torch.where(d < 2, ((2.5 - .5*d)*d - 4)*d + 2, 0.))
     return w/w.sum(-1, keepdim=True)
 
+# %% ../nbs/06_augment.ipynb #c6099d17
+def _window(start, length, n_in, n_out):
+    "Whole pixels `lo` to `hi` around a span, how many they become, and which of those is the span's first"
+    k = n_out/length
+    near = math.ceil(2*max(1, 1/k)) # the cubic looks so far
+    off = lambda n: abs(n*k - round(n*k))
+    lo = min(range(max(0, int(start)-near-8), max(0, int(start)-near)+1), key=lambda o: off(start-o))
+    stop = math.ceil(start+length-1e-3) + near
+    hi = min(range(min(n_in, stop), min(n_in, stop+8)+1), key=lambda o: off(o-lo))
+    full = max(n_out, round((hi-lo)*k))
+    return lo, hi, full, min(round((start-lo)*k), full-n_out)
+
+def _crop_each(x, top, high, left, wide, size):
+    "`crop_resize` of bytes on a CPU; spans in pixels of x"
+    y = x.new_empty(*x.shape[:2], *size)
+    for img, o, *spans in zip(x, y, *(s.tolist() for s in (top, high, left, wide))):
+        t, b, h, i = _window(*spans[:2], x.shape[2], size[0])
+        l, r, w, j = _window(*spans[2:], x.shape[3], size[1])
+        big = F.interpolate(img[None, :, t:b, l:r], (h, w), mode='bicubic', antialias=True)
+        o.copy_(big[0, :, i:i+size[0], j:j+size[1]])
+    return as_float(y)
+
 # %% ../nbs/06_augment.ipynb #76270f0f
 def crop_resize(
-    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
+    x: torch.Tensor, # (bs,C,H,W) uint8, or floats in [0,1]
     boxes: torch.Tensor, # (bs,4): top, left, height, width in pixels of the original
     size: tuple[int, int] | None = None, # (height, width) of the result; None: that of x
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
-) -> torch.Tensor: # (bs,C,*size), clamped to [0,1]
+) -> torch.Tensor: # (bs,C,*size), floats in [0,1]
     "Cut a box of its own out of each image and resize it (bicubic, antialiased)"
     (bs, c, H, W), (h, w) = x.shape, size or x.shape[-2:]
     down, along = (n/o for n, o in zip((H, W), original_sizes(x, hw))) # stored pixels for each of the original
-    rows = resample_weights(boxes[:, 0]*down, boxes[:, 2]*down, H, h) # (bs, h, H)
-    cols = resample_weights(boxes[:, 1]*along, boxes[:, 3]*along, W, w) # (bs, w, W)
+    (top, high), (left, wide) = ((boxes[:, i]*o, boxes[:, i+2]*o) for i, o in enumerate((down, along)))
+    if x.dtype == torch.uint8 and on_host(x): return _crop_each(x, top, high, left, wide, (h, w))
+    x = as_float(x) if x.dtype == torch.uint8 else x
+    rows, cols = resample_weights(top, high, H, h), resample_weights(left, wide, W, w) # (bs, h, H), (bs, w, W)
     y = torch.bmm(x.float().reshape(bs, c*H, W), cols.mT).view(bs, c, H, w)
     return (rows[:, None] @ y).clamp(0, 1).to(x.dtype)
 
 # %% ../nbs/06_augment.ipynb #529b382b
 def random_resized_crop(
-    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
+    x: torch.Tensor, # (bs,C,H,W) uint8, or floats in [0,1]
     scale: tuple[float, float] = (.05, 1.), # area of the crop / area of the image
     ratio: tuple[float, float] = (3/4, 4/3), # width / height of the crop
     size: tuple[int, int] | None = None, # (height, width) of the result; None: that of x
     generator: torch.Generator | None = None, # None: torch's global one
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
-) -> torch.Tensor: # (bs,C,*size)
+) -> torch.Tensor: # (bs,C,*size), floats in [0,1]
     "A random part of each image, resized to the whole"
     return crop_resize(x, draw_crops(x, scale, ratio, generator, hw), size, hw)
 
@@ -111,12 +135,12 @@ def centre_boxes(
     return torch.stack([(H-h)/2, (W-w)/2, h, w], 1)
 
 def centre_crop(
-    x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
+    x: torch.Tensor, # (bs,C,H,W) uint8, or floats in [0,1]
     size: tuple[int, int], # (height, width) of the result
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
-) -> torch.Tensor: # (bs,C,*size)
+) -> torch.Tensor: # (bs,C,*size), floats in [0,1]
     "The middle of each image, resized"
-    if hw is None and x.shape[-2:] == tuple(size): return x
+    if hw is None and x.shape[-2:] == tuple(size): return as_float(x) if x.dtype == torch.uint8 else x
     return crop_resize(x, centre_boxes(x, size, hw), size, hw)
 
 # %% ../nbs/06_augment.ipynb #16daa2b0
@@ -141,12 +165,32 @@ def shift_hue(
     r, g, b = x.unbind(1)
     v, lo = x.amax(1), x.amin(1)
     d = v - lo
-    safe = torch.where(d == 0, 1., d)
-    h = torch.where(v == r, (g-b)/safe, torch.where(v == g, 2 + (b-r)/safe, 4 + (r-g)/safe)) # sixths of a turn
-    k = [(n + h + 6*by) % 6 for n in (5, 3, 1)]
+    top_r = (v == r).to(x.dtype) # 1 or 0: products are several times faster than `where` on a CPU
+    top_g = (v == g)*(1 - top_r)
+    top_b = 1 - top_r - top_g
+    h = (top_r*(g-b) + top_g*(b-r) + top_b*(r-g))/d.clamp(min=1e-9) + 2*top_g + 4*top_b # sixths of a turn
+    k = [(n + h)/6 + by for n in (5, 3, 1)]
+    k = [6*(o - o.floor()) for o in k]
     return torch.stack([v - d*torch.minimum(o, 4-o).clamp(0, 1) for o in k], 1)
 
 # %% ../nbs/06_augment.ipynb #36ee6419
+def _some(keep, f, x, *amounts):
+    "`f(x, *amounts)` of the images in `keep` (bs,), the others as they are: a CPU computes nothing for those"
+    if not on_host(x): return torch.where(keep[:, None, None, None], f(x, *amounts), x).to(x.dtype)
+    y = x.clone()
+    if keep.any(): y[keep] = f(x[keep], *(o[keep] for o in amounts)).to(x.dtype)
+    return y
+
+def _jitter(x, b, c, s, h):
+    "Brightness, contrast and saturation times `b`, `c`, `s`, hue plus `h`; each (bs,1,1,1)"
+    rgb = x.shape[1] == 3
+    y = (x*b).clamp(0, 1)
+    m = (_grey(y) if rgb else y).mean((1, 2, 3), keepdim=True)
+    y = (m + (y-m)*c).clamp(0, 1)
+    if not rgb: return y
+    g = _grey(y)
+    return shift_hue((g + (y-g)*s).clamp(0, 1), h[..., 0])
+
 def color_jitter(
     x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
     brightness: float = .1, # factor from 1 - this to 1 + this
@@ -158,14 +202,8 @@ def color_jitter(
 ) -> torch.Tensor: # (bs,C,H,W)
     "Brightness, contrast, saturation and hue of each image, changed by its own amounts"
     u = _rand((5, len(x), 1, 1, 1), x, generator, -1., 1.)
-    rgb = x.shape[1] == 3
-    y = (x*(1 + brightness*u[0])).clamp(0, 1)
-    m = (_grey(y) if rgb else y).mean((1, 2, 3), keepdim=True)
-    y = (m + (y-m)*(1 + contrast*u[1])).clamp(0, 1)
-    if rgb:
-        g = _grey(y)
-        y = shift_hue((g + (y-g)*(1 + saturation*u[2])).clamp(0, 1), hue*u[3, :, 0])
-    return torch.where(u[4] < 2*p - 1, y, x).to(x.dtype)
+    amounts = 1 + brightness*u[0], 1 + contrast*u[1], 1 + saturation*u[2], hue*u[3]
+    return _some(u[4].flatten() < 2*p - 1, _jitter, x, *amounts)
 
 # %% ../nbs/06_augment.ipynb #880292f8
 def gaussian_blur(
@@ -175,14 +213,15 @@ def gaussian_blur(
     generator: torch.Generator | None = None, # None: torch's global one
 ) -> torch.Tensor: # (bs,C,H,W)
     "Blur each image by a width of its own, with probability `p`"
-    bs, (H, W), r = len(x), x.shape[-2:], math.ceil(3*sigma[1])
-    s, u = _rand((bs, 1), x, generator, *sigma), _rand((bs, 1, 1, 1), x, generator)
-    w = (-(torch.arange(-r, r+1, device=x.device)/s)**2/2).exp()
-    w = (w/w.sum(1, keepdim=True))[..., None, None, None] # (bs,2r+1,1,1,1)
-    y = F.pad(x, (r, r, r, r), mode='replicate')
-    y = sum(w[:, i]*y[..., i:i+W] for i in range(2*r+1))
-    y = sum(w[:, i]*y[..., i:i+H, :] for i in range(2*r+1))
-    return torch.where(u < p, y, x).to(x.dtype)
+    (H, W), r = x.shape[-2:], math.ceil(3*sigma[1])
+    def blur(x, s):
+        w = (-(torch.arange(-r, r+1, device=x.device)/s)**2/2).exp()
+        w = (w/w.sum(1, keepdim=True))[..., None, None, None] # (bs,2r+1,1,1,1)
+        y = F.pad(x, (r, r, r, r), mode='replicate')
+        y = sum(w[:, i]*y[..., i:i+W] for i in range(2*r+1))
+        return sum(w[:, i]*y[..., i:i+H, :] for i in range(2*r+1))
+    s, u = _rand((len(x), 1), x, generator, *sigma), _rand((len(x),), x, generator)
+    return _some(u < p, blur, x, s)
 
 # %% ../nbs/06_augment.ipynb #bbfc94eb
 AUGMENTS = {'deit': dict(auto_augment='original', re_prob=.25), # the paper's: AutoAugment

@@ -35,7 +35,7 @@ from fastai.torch_core import default_device, num_distrib
 from fastai.vision.augment import RandomResizedCrop, aug_transforms
 from fastai.vision.data import ImageBlock
 from .corruption import group_mask, token_grid
-from .data import floats_and_sizes, pretrain_dls
+from .data import pixels_and_sizes, pretrain_dls
 from .checkpoint import own_rng
 from .pretrain import augment, get_recipe, gmml_learner, known, make_alien, pick_device, to_float
 from .ablations import StepTimer, add_line, plain_training, provenance, quiet, read_results
@@ -302,7 +302,7 @@ class Inputs:
                               T.RandomApply([T.ColorJitter(b, c, s, h)], r.jitter_p), T.ToTensor()])
     def cached(self):
         for b in self.dls.train:
-            x,hw = floats_and_sizes(b[0])
+            x,hw = pixels_and_sizes(b[0])
             yield augment(x, self.recipe, None, self.dls.size, hw)
     def fastai(self):
         for b in self.fastai_dls.train: yield to_float(b[0])

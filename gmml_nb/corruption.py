@@ -12,11 +12,12 @@ __all__ = ['even_span', 'authors_span', 'first_cover', 'until_target', 'draw_gro
 import math
 from numbers import Real
 from dataclasses import dataclass, fields
-from functools import partial, reduce
-from operator import or_
+from functools import partial
+from itertools import accumulate
 from fastcore.basics import patch
 import torch
 from torch import Tensor
+from .images import on_host
 
 # %% ../nbs/10_corruption.ipynb #54fb7401
 def _rand(*shape, generator=None, device=None, normal=False):
@@ -54,16 +55,16 @@ def authors_span(
 def first_cover(
     rows:tuple, # first and one past the last row of each rectangle, each `(bs, n)`, n a multiple of 31
     cols:tuple, # first and one past the last column, each `(bs, n)`
-    rest:Tensor, # int32 `(bs, h, w)`: what a cell gets that no rectangle covers, n or more
-) -> Tensor: # int32 `(bs, h, w)`
+    cells:tuple, # down and across, `(h, w)`
+) -> Tensor: # int32 `(bs, h, w)`; n where no rectangle is
     "For each cell the number of the first rectangle that covers it: 31 rectangles at a time, a bit each"
-    bit = 2**torch.arange(31, device=rest.device, dtype=torch.int32)[:,None]
+    bit = 2**torch.arange(31, device=rows[0].device, dtype=torch.int32)[:,None]
     def bits(lo, hi, cells): # (bs, n), (bs, n) -> (bs, n/31, cells)
         i = torch.arange(cells, device=lo.device, dtype=lo.dtype)
         inside = (i >= lo[...,None]) & (i < hi[...,None]) # (bs, n, cells)
         return (inside.unflatten(1, (-1,31)) * bit).sum(2, dtype=torch.int32)
-    r,c = bits(*rows, rest.shape[1]), bits(*cols, rest.shape[2])
-    order = rest
+    r,c = bits(*rows, cells[0]), bits(*cols, cells[1])
+    order = r.new_full((len(r), *cells), 31*r.shape[1])
     for k in range(r.shape[1]):
         over = r[:,k,:,None] & c[:,k,None,:] # the rectangles over each cell, (bs, h, w)
         first = (-over).bitwise_and_(over).float().view(torch.int32) # its lowest bit, as a float's bits
@@ -134,12 +135,13 @@ def groups_to_mask(
     lo,hi = _limits(ratio)
     h,w = (g*t for g,t in zip(grid, token))
     down,across = span if isinstance(span, tuple) else (span,span)
-    u,n = draws['box'], draws['box'].shape[1]
+    u,n = draws['box'],draws['box'].shape[1]
+    order = first_cover(down(u[...,:2], h, max_side), across(u[...,2:], w, max_side), (h,w))
+    target = (lo*h*w - 1e-6 + draws['ratio']*((hi-lo)*h*w)).ceil()
+    if on_host(order) and ((order < n).sum((1,2)) >= target).all(): return until_target(order, n+1, target)
     rest = n + draws['rank'].argsort(1).int().unflatten(1, grid) # tokens in random order, after all rectangles
     rest = rest.repeat_interleave(token[0], 1).repeat_interleave(token[1], 2) # (bs, h, w)
-    order = first_cover(down(u[...,:2], h, max_side), across(u[...,2:], w, max_side), rest)
-    target = (lo*h*w - 1e-6 + draws['ratio']*((hi-lo)*h*w)).ceil()
-    return until_target(order, n+math.prod(grid), target)
+    return until_target(torch.where(order < n, order, rest), n+math.prod(grid), target)
 
 # %% ../nbs/10_corruption.ipynb #48622c78
 def group_mask(
@@ -172,9 +174,9 @@ def token_grid(
 # %% ../nbs/10_corruption.ipynb #e32bd29b
 class Alien:
     "What all alien concepts share: `draw` the random numbers, `apply` them"
-    def draw(self, shape, patch_size, generator=None, device=None): return {}
+    def draw(self, shape, patch_size, generator=None, device=None, only=None): return {}
     def mask(self, draws, shape, patch_size): raise NotImplementedError
-    def fill(self, x, draws, donors=None): raise NotImplementedError
+    def fill(self, x, draws, donors=None, i=...): raise NotImplementedError
 
     def apply(self,
         x:Tensor, # images, normalised, `(bs, C, H, W)`
@@ -187,7 +189,10 @@ class Alien:
         if donors is not None and donors.shape != x.shape:
             raise ValueError(f'donors of shape {tuple(donors.shape)} for images of shape {tuple(x.shape)}')
         mask = self.mask(draws, x.shape, patch_size)
-        return torch.where(mask, self.fill(x, draws, donors), x), mask
+        if not on_host(x): return torch.where(mask, self.fill(x, draws, donors), x), mask
+        out = torch.empty_like(x)
+        for i,o in enumerate(out): torch.where(mask[i], self.fill(x, draws, donors, i), x[i], out=o)
+        return out, mask
 
     def __call__(self, x, patch_size, generator=None):
         token_grid(x.shape, patch_size)
@@ -211,7 +216,7 @@ class Groups(Alien):
         rest = [f'{f.name}={v!r}' for f in fields(self)[1:] if (v := getattr(self,f.name)) != f.default]
         return f"{type(self).__name__}({', '.join([repr(self.ratio), *rest])})"
     def token(self, patch): return patch if self.unit=='pixel' else (1,1) # cells in a token
-    def draw(self, shape, patch_size, generator=None, device=None):
+    def draw(self, shape, patch_size, generator=None, device=None, only=None):
         "The random numbers for images of `shape` (bs, C, H, W)"
         grid,patch = token_grid(shape, patch_size)
         return draw_groups(shape[0], grid, self.ratio, self.max_side, generator, device, self.token(patch))
@@ -230,21 +235,25 @@ def mask(self:Groups, draws, shape, patch_size):
 # %% ../nbs/10_corruption.ipynb #f7f06d6b
 class Zeros(Groups):
     "Groups set to 0: in normalised images the mean colour (section 2.2, i)"
-    def fill(self, x, draws, donors=None): return x.new_zeros(())
+    def fill(self, x, draws, donors=None, i=...): return x.new_zeros(())
 
 class Noise(Groups):
     "Groups filled with standard normal noise, per pixel and channel (section 2.2, ii)"
-    def draw(self, shape, patch_size, generator=None, device=None):
+    def draw(self, shape, patch_size, generator=None, device=None, only=None):
         draws = super().draw(shape, patch_size, generator, device)
-        return draws | dict(noise=_rand(*shape, generator=generator, device=device, normal=True))
-    def fill(self, x, draws, donors=None): return draws['noise'].to(x.dtype)
+        if only is None or not on_host(only): noise = _rand(*shape, generator=generator, device=device, normal=True)
+        else:
+            noise = torch.empty(shape)
+            for i in only.nonzero().flatten(): noise[i].normal_(generator=generator)
+        return draws | dict(noise=noise)
+    def fill(self, x, draws, donors=None, i=...): return draws['noise'][i].to(x.dtype)
 
 # %% ../nbs/10_corruption.ipynb #6d0943b1
 @dataclass(frozen=True, repr=False)
 class Replace(Groups):
     "Groups taken from the same place of one other image of the batch (section 2.2, iii)"
     allow_self:bool=False # may an image be its own donor, as in the authors' code?
-    def draw(self, shape, patch_size, generator=None, device=None):
+    def draw(self, shape, patch_size, generator=None, device=None, only=None):
         draws = super().draw(shape, patch_size, generator, device)
         return draws | dict(donor=_rand(shape[0], generator=generator, device=device))
     def donor(self, draws):
@@ -254,16 +263,16 @@ class Replace(Groups):
         if bs==1: raise ValueError('Replace needs another image to take from and the batch has 1: '
             'use a larger batch (drop a last batch of one), or pass donors=')
         return (torch.arange(bs, device=draws['donor'].device) + 1 + (draws['donor']*(bs-1)).long()) % bs
-    def fill(self, x, draws, donors=None): return x[self.donor(draws)] if donors is None else donors
+    def fill(self, x, draws, donors=None, i=...): return x[self.donor(draws)[i]] if donors is None else donors[i]
 
 # %% ../nbs/10_corruption.ipynb #13450b68
 @dataclass(frozen=True)
 class NoCorruption(Alien):
     "Nothing is corrupted and the loss is over all pixels: a plain autoencoder"
-    def draw(self, shape, patch_size, generator=None, device=None):
+    def draw(self, shape, patch_size, generator=None, device=None, only=None):
         return dict(all=torch.ones(shape[0], 1, 1, 1, dtype=torch.bool, device=device))
     def mask(self, draws, shape, patch_size): return draws['all'].expand(-1, 1, *shape[-2:])
-    def fill(self, x, draws, donors=None): return x
+    def fill(self, x, draws, donors=None, i=...): return x[i]
 
 # %% ../nbs/10_corruption.ipynb #5a99ceaa
 class Combine(Alien):
@@ -287,36 +296,45 @@ class Combine(Alien):
 
 # %% ../nbs/10_corruption.ipynb #08909270
 @patch
-def draw(self:Combine, shape, patch_size, generator=None, device=None):
+def which(self:Combine, draws):
+    "The number of each image's alien concept, `(bs,)`"
+    bounds = draws['choice'].new_tensor(list(accumulate(self.p[:-1])))
+    return torch.bucketize(draws['choice'], bounds, right=True)
+
+@patch
+def draw(self:Combine, shape, patch_size, generator=None, device=None, only=None):
     "The choice, and the random numbers of every alien concept, under its number"
     draws = dict(choice=_rand(shape[0], generator=generator, device=device))
     for i,o in enumerate(self.aliens):
-        draws |= {f'{i}.{k}':v for k,v in o.draw(shape, patch_size, generator, device).items()}
+        own = o.draw(shape, patch_size, generator, device, only=self.which(draws)==i)
+        draws |= {f'{i}.{k}':v for k,v in own.items()}
     return draws
-
-@patch
-def chosen(self:Combine, draws):
-    "For each alien concept: which images it corrupts, bool `(bs, 1, 1, 1)`, and its own draws"
-    u,lo = draws['choice'][:,None,None,None], 0.
-    for i,(o,p) in enumerate(zip(self.aliens, self.p)):
-        last = i==len(self.p)-1
-        own = {k.removeprefix(f'{i}.'):v for k,v in draws.items() if k.startswith(f'{i}.')}
-        yield o, (u >= lo) & ((u < lo+p) | last), own
-        lo += p
 
 # %% ../nbs/10_corruption.ipynb #7ecd3e91
 @patch
-def mask(self:Combine, draws, shape, patch_size):
-    "bool `(bs, 1, H, W)`"
-    return reduce(or_, [is_it & o.mask(own, shape, patch_size) for o,is_it,own in self.chosen(draws)])
+def own(self:Combine, draws, i):
+    "The draws of concept `i`"
+    return {k.removeprefix(f'{i}.'):v for k,v in draws.items() if k.startswith(f'{i}.')}
 
 @patch
-def fill(self:Combine, x, draws, donors=None):
-    "What takes the place of the corrupted pixels"
-    (o,_,own),*others = self.chosen(draws)
-    out = o.fill(x, own, donors)
-    for o,is_it,own in others: out = torch.where(is_it, o.fill(x, own, donors), out)
+def select(self:Combine, draws, f):
+    "`f(concept, its draws)` for all concepts, and of each image that of its own"
+    out,*others = (f(o, self.own(draws, i)) for i,o in enumerate(self.aliens))
+    which = self.which(draws)[:,None,None,None]
+    for i,o in enumerate(others, 1): out = torch.where(which==i, o, out)
     return out
+
+@patch
+def mask(self:Combine, draws, shape, patch_size):
+    "bool `(bs, 1, H, W)`"
+    return self.select(draws, lambda o,own: o.mask(own, shape, patch_size))
+
+@patch
+def fill(self:Combine, x, draws, donors=None, i=...):
+    "What takes the place of the corrupted pixels, in all images or in image `i`"
+    if i is ...: return self.select(draws, lambda o,own: o.fill(x, own, donors))
+    k = self.which(draws)[i].item()
+    return self.aliens[k].fill(x, self.own(draws, k), donors, i)
 
 # %% ../nbs/10_corruption.ipynb #5b3a40d0
 def comb1(

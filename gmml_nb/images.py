@@ -6,9 +6,9 @@ Docs: https://gmml-nb.github.io/gmml_nb/images.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'TURNS', 'SIDEWAYS', 'MAX_RATIO', 'image_files', 'plain_image', 'turn_of', 'upright_size',
-           'Unreadable', 'open_image', 'read_image', 'to_pil', 'from_pil', 'as_float', 'as_8bit', 'fit_image',
-           'fit_batch', 'in_threads', 'image_sizes', 'read_stored', 'as_images', 'image_moments', 'stats_of',
-           'decode_files', 'readable']
+           'Unreadable', 'open_image', 'read_image', 'to_pil', 'from_pil', 'as_float', 'as_8bit', 'on_host',
+           'fit_image', 'fit_batch', 'in_threads', 'image_sizes', 'read_stored', 'as_images', 'image_moments',
+           'stats_of', 'decode_files', 'readable']
 
 # %% ../nbs/02_images.ipynb #5173f686
 import io, os, warnings
@@ -191,6 +191,13 @@ def as_8bit(
 ) -> torch.Tensor: # uint8
     "Pixels as whole numbers, 0 to 255"
     return x if x.dtype == torch.uint8 else (x*255).round().to(torch.uint8)
+
+# %% ../nbs/02_images.ipynb #31195566
+def on_host(
+    x: torch.Tensor,
+) -> bool:
+    "May the values of `x` be looked at for nothing? On a CPU, unless a program is being traced"
+    return type(x) is torch.Tensor and x.is_cpu and not x.requires_grad and not torch.compiler.is_compiling()
 
 # %% ../nbs/02_images.ipynb #dfea67f9
 def fit_image(

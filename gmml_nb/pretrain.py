@@ -35,7 +35,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, get_model, num_distrib, rank_distrib
 from fastprogress.fastprogress import format_time
 from .augment import color_jitter, gaussian_blur, random_flip, random_resized_crop
-from .data import floats_and_sizes, in_the_middle
+from .data import pixels_and_sizes, in_the_middle
 from .corruption import Combine, NoCorruption, Noise, Replace, Zeros
 from .vit import GMMLEncoder
 from .decoder import GMMLAutoencoder, PointwiseDecoder
@@ -123,12 +123,12 @@ def make_alien(
 
 # %% ../nbs/50_pretrain.ipynb #795bd1a2
 def augment(
-    x:torch.Tensor, # Images (bs, C, h, w), float, 0-1
+    x:torch.Tensor, # Images (bs, C, h, w), uint8, or float, 0-1
     r:Recipe,       # Choices of the run
     generator=None, # `torch.Generator` on the device of `x`
     size=None,      # (H, W) of the result; None: that of `x`
     hw=None,        # Height and width of each original, (bs, 2): crops are drawn in those; None: those of `x`
-) -> torch.Tensor:  # Images (bs, C, H, W), 0-1
+) -> torch.Tensor:  # Images (bs, C, H, W), float, 0-1
     "Random crop, flip, colour jitter and blur of each image, on its device (appendix C.1)"
     x = random_resized_crop(x, scale=r.crop, size=size, generator=generator, hw=hw)
     x = random_flip(x, p=r.flip, generator=generator)
@@ -255,7 +255,7 @@ def restored(self:GMML,
 @patch
 def before_batch(self:GMML):
     "Views, augmentation, normalisation, corruption; on held-out images no augmentation and fixed corruption"
-    (x,hw),r,size = floats_and_sizes(self.x),self.recipe,tuple(self.dls.size)
+    (x,hw),r,size = pixels_and_sizes(self.x),self.recipe,tuple(self.dls.size)
     if self.training:
         x = torch.cat([augment(x, r, self.generator, size, hw) for _ in range(r.views)])
         idxs = None
