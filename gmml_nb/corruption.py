@@ -14,7 +14,7 @@ from numbers import Real
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import accumulate
-from fastcore.basics import patch
+from fastcore.basics import first, patch
 import torch
 from torch import Tensor
 from .images import on_host
@@ -183,6 +183,7 @@ class Alien:
         draws:dict, # from `draw`
         patch_size:int|tuple, # pixels
         donors:Tensor=None, # `(bs, C, H, W)`: what `Replace` takes instead of other images of the batch
+        out:Tensor=None, # `(bs, C, H, W)`: memory that a CPU may use for the result
     ) -> tuple: # corrupted images as `x`, bool mask `(bs, 1, H, W)`
         "Corrupt `x` where the mask is; nothing random is left here"
         if not x.is_floating_point(): raise ValueError(f'images are {x.dtype}: normalise them before corrupting them')
@@ -190,13 +191,15 @@ class Alien:
             raise ValueError(f'donors of shape {tuple(donors.shape)} for images of shape {tuple(x.shape)}')
         mask = self.mask(draws, x.shape, patch_size)
         if not on_host(x): return torch.where(mask, self.fill(x, draws, donors), x), mask
-        out = torch.empty_like(x)
+        out = torch.empty_like(x) if out is None else out
         for i,o in enumerate(out): torch.where(mask[i], self.fill(x, draws, donors, i), x[i], out=o)
         return out, mask
 
     def __call__(self, x, patch_size, generator=None):
         token_grid(x.shape, patch_size)
-        return self.apply(x, self.draw(x.shape, patch_size, generator, x.device), patch_size)
+        draws = self.draw(x.shape, patch_size, generator, x.device)
+        noise = [v for k,v in draws.items() if k.endswith('noise') and v.dtype==x.dtype] # its memory is free afterwards
+        return self.apply(x, draws, patch_size, out=first(noise))
 
 # %% ../nbs/10_corruption.ipynb #57ff4088
 @dataclass(frozen=True, repr=False)
@@ -317,24 +320,22 @@ def own(self:Combine, draws, i):
     return {k.removeprefix(f'{i}.'):v for k,v in draws.items() if k.startswith(f'{i}.')}
 
 @patch
-def select(self:Combine, draws, f):
-    "`f(concept, its draws)` for all concepts, and of each image that of its own"
-    out,*others = (f(o, self.own(draws, i)) for i,o in enumerate(self.aliens))
-    which = self.which(draws)[:,None,None,None]
-    for i,o in enumerate(others, 1): out = torch.where(which==i, o, out)
-    return out
-
-@patch
 def mask(self:Combine, draws, shape, patch_size):
     "bool `(bs, 1, H, W)`"
-    return self.select(draws, lambda o,own: o.mask(own, shape, patch_size))
+    each = torch.stack([o.mask(self.own(draws, i), shape, patch_size) for i,o in enumerate(self.aliens)])
+    which = self.which(draws)
+    return each[which, torch.arange(len(which), device=which.device)]
 
 @patch
 def fill(self:Combine, x, draws, donors=None, i=...):
     "What takes the place of the corrupted pixels, in all images or in image `i`"
-    if i is ...: return self.select(draws, lambda o,own: o.fill(x, own, donors))
-    k = self.which(draws)[i].item()
-    return self.aliens[k].fill(x, self.own(draws, k), donors, i)
+    which = self.which(draws)
+    if i is not ...:
+        k = which[i].item()
+        return self.aliens[k].fill(x, self.own(draws, k), donors, i)
+    out,*others = (o.fill(x, self.own(draws, k), donors) for k,o in enumerate(self.aliens))
+    for k,o in enumerate(others, 1): out = torch.where((which==k)[:,None,None,None], o, out)
+    return out
 
 # %% ../nbs/10_corruption.ipynb #5b3a40d0
 def comb1(
