@@ -181,6 +181,7 @@ def seen(dls, bs): # Images in an epoch
     n,world = len(dls.train.dataset),max(1, num_distrib())
     return steps(n, bs)*min(bs, -(-n//world))*world
 
+# %% ../nbs/70_ablations.ipynb #7e60f545
 @patch
 def learner(self:Experiment,
     dls, # For pretraining, from `loaders`
@@ -188,6 +189,7 @@ def learner(self:Experiment,
     "What pretrains, by this method"
     with quiet(): return METHODS[self.method](dls, self.arch, self.recipes[0], patch_size=self.patch_size, model_args=self.model_args, seed=self.seed)
 
+# %% ../nbs/70_ablations.ipynb #17959d71
 @patch
 def pretrained(self:Experiment,
     dls,       # From `loaders`
@@ -206,6 +208,7 @@ def pretrained(self:Experiment,
         if not rank_distrib(): shutil.rmtree(folder/'checkpoint', ignore_errors=True)
     return encoder, self.epochs*seen(dls, self.bs), json.loads((encoder/'config.json').read_text())['gmml']['seconds']
 
+# %% ../nbs/70_ablations.ipynb #5e471406
 @contextmanager
 def plain_training(
     learn:Learner, # To train
@@ -439,6 +442,7 @@ def sizes(self:Experiment,
     pre,fine = steps(round(n*(1 - self.valid_pct)), self.bs) if self.method in METHODS else 0,steps(labelled, self.finetune_bs)
     return self.epochs*pre, epochs*fine, len(ds.splits['test']) if self.held_out == 'test' else len(idxs) - labelled
 
+# %% ../nbs/70_ablations.ipynb #96763891
 @patch
 def cost(self:Sweep) -> pd.DataFrame: # A row for each run that is to do
     "Images, steps and hours of each run; a pretraining that several runs share counts in the first of them"
@@ -455,6 +459,7 @@ def cost(self:Sweep) -> pd.DataFrame: # A row for each run that is to do
         rows.append({**self.runs[e.id][1], 'seed': e.seed, 'images': (pre*e.bs + fine*e.finetune_bs)*max(1, num_distrib()), 'steps': pre + fine, 'hours': hours})
     return pd.DataFrame(rows)
 
+# %% ../nbs/70_ablations.ipynb #61107d7f
 @patch
 def say_cost(self:Sweep) -> str:
     "`cost` as a table and a sentence"
@@ -519,6 +524,7 @@ def run(self:Sweep,
     if failed: print('failed, and left out:', *failed, sep='\n  ')
     return self.table()
 
+# %% ../nbs/70_ablations.ipynb #077cd736
 @patch
 def _one_by_one(self:Sweep, groups, cbs):
     pre = {e.pretraining_id: e.sizes(self.root)[0] for g in groups.values() for e in g}

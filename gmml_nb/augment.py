@@ -181,6 +181,7 @@ def _some(keep, f, x, *amounts):
     if keep.any(): y[keep] = f(x[keep], *(o[keep] for o in amounts)).to(x.dtype)
     return y
 
+# %% ../nbs/06_augment.ipynb #f15190ed
 def _jitter(x, b, c, s, h):
     "Brightness, contrast and saturation times `b`, `c`, `s`, hue plus `h`; each (bs,1,1,1)"
     rgb = x.shape[1] == 3
@@ -191,6 +192,7 @@ def _jitter(x, b, c, s, h):
     g = _grey(y)
     return shift_hue((g + (y-g)*s).clamp(0, 1), h[..., 0])
 
+# %% ../nbs/06_augment.ipynb #d0e437ba
 def color_jitter(
     x: torch.Tensor, # (bs,C,H,W) floats in [0,1]
     brightness: float = .1, # factor from 1 - this to 1 + this

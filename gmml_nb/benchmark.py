@@ -96,6 +96,7 @@ def loop_mask(
         put(box)
     return mask
 
+# %% ../nbs/98_benchmark.ipynb #705c4472
 def loop_corruption(
     x:torch.Tensor, # Images (bs, C, H, W)
     r,              # `Recipe`: its amounts
@@ -411,6 +412,7 @@ def train_steps(
     teardown_distrib()
     return dict(seconds=float(np.median(timer.secs)), memory=peak() - before)
 
+# %% ../nbs/98_benchmark.ipynb #260d86d3
 def process_growth(
     arch:str='vit_tiny_patch16_224', # timm name of a `VisionTransformer`
     most:int=None, # Processes; None: GPUs, or cores, up to 8

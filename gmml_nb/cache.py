@@ -7,7 +7,7 @@ Docs: https://gmml-nb.github.io/gmml_nb/cache.html.md"""
 # %% auto #0
 __all__ = ['FORMAT', 'CACHES', 'Stored', 'file_facts', 'decode_stored', 'decode_to_ram', 'write_stored', 'open_stored',
            'cache_folder', 'cache_path', 'changes', 'still_good', 'locked', 'store_size', 'free_memory', 'fits_in_ram',
-           'on_device', 'from_disk', 'check_cache', 'load_stored', 'without_file']
+           'on_device', 'from_disk', 'check_cache', 'without_file', 'load_stored']
 
 # %% ../nbs/08_cache.ipynb #c0d2f9c6
 import hashlib, json, os, re, shutil, struct, time
@@ -250,6 +250,13 @@ def check_cache(
     "A `ValueError` unless it is one of `CACHES`"
     if cache not in CACHES: raise ValueError(f"cache={cache!r}: there are {', '.join(map(repr, CACHES))}")
 
+# %% ../nbs/08_cache.ipynb #6d5a5a4b
+def without_file(files, store, in_chans, cache):
+    "`from_disk` without a disk: pixels in RAM, if they fit"
+    keep, start = fits_in_ram(len(files)*in_chans*store[0]*store[1], cache), time.perf_counter()
+    s = (decode_to_ram if keep else decode_stored)(files, store, in_chans)
+    return s, 'kept in RAM' if keep else 'read anew in every epoch', time.perf_counter() - start
+
 # %% ../nbs/08_cache.ipynb #beb80cf5
 def load_stored(
     files: list, # paths
@@ -276,9 +283,3 @@ def load_stored(
     took = 'reused' if secs is None else f'decoded in {secs:.1f} s'
     _say(f"{len(files) - len(s.why):,} images{mib if s.pixels is not None else ''}: {took}, {where}")
     return s
-
-def without_file(files, store, in_chans, cache):
-    "`from_disk` without a disk: pixels in RAM, if they fit"
-    keep, start = fits_in_ram(len(files)*in_chans*store[0]*store[1], cache), time.perf_counter()
-    s = (decode_to_ram if keep else decode_stored)(files, store, in_chans)
-    return s, 'kept in RAM' if keep else 'read anew in every epoch', time.perf_counter() - start
