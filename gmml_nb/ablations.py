@@ -8,7 +8,7 @@ Docs: https://gmml-nb.github.io/gmml_nb/ablations.html.md"""
 __all__ = ['METHOD_NAMES', 'FIXED', 'FINETUNING', 'STRONG', 'OFFICIAL', 'SWEEPS', 'AXES', 'WORDS', 'BASES', 'Experiment',
            'with_test', 'quiet', 'Clock', 'steps', 'seen', 'plain_training', 'provenance', 'add_line', 'read_results',
            'change', 'up_to', 'exactly', 'Sweep', 'StepTimer', 'SweepBar', 'run_group', 'summary', 'difference',
-           'verdict', 'plot_sweep', 'equal_seconds']
+           'verdict', 'plot_sweep', 'step_seconds', 'speed_file', 'equal_seconds']
 
 # %% ../nbs/70_ablations.ipynb #c5b5a2da
 import hashlib, io, json, platform, shutil, subprocess, time
@@ -370,9 +370,10 @@ class Sweep:
     ):
         name = fields.get('data') or (base if isinstance(base, str) else base.data)
         base = change(BASES[known(base, BASES, 'base')] if isinstance(base, str) else base, **fields)
-        self.results,self.work,self.root = Path(results or f'results/{Path(name).name}.jsonl'),Path(work),root
+        self.base,self.work,self.root = base,Path(work),root
+        self.results = Path(results or f'results/{Path(name).name}.jsonl')
         by = by or (AXES.get(variants) if isinstance(variants, str) else None)
-        if variants == 'equal_seconds': variants = equal_seconds(Sweep('methods', base, results=self.results, seeds=seeds).table())
+        if variants == 'equal_seconds': variants = equal_seconds(base, step_seconds(base, speed_file(self.results), root))
         if isinstance(variants, str): variants = SWEEPS[known(variants, [*SWEEPS, 'equal_seconds'], 'sweep')]
         if callable(variants): variants = variants(base)
         self.by = list(by or list(variants[0])[:1])
@@ -610,16 +611,30 @@ def plot_sweep(
     ax.set(xlabel='accuracy, %', ylim=(len(order) - .5, -.5))
     return ax
 
+# %% ../nbs/70_ablations.ipynb #bcddf34f
+def step_seconds(
+    base:Experiment, # What all methods have in common
+    file,            # JSON lines, where they are kept
+    root=None,       # Folder of the data
+    turns:int=5,     # The methods take turns
+) -> dict:           # {method: seconds}; 'random' is a step of fine-tuning
+    "The median time of a training step of each method, timed on this machine unless `file` has it"
+    names = [*METHODS, 'random']
+    if not Path(file).exists():
+        t = [{m: replace(base, method=m).probe(root) for m in names} for _ in range(turns)]
+        for m,secs in pd.DataFrame(t).median().items(): add_line(file, dict(method=m, seconds=round(secs, 6), turns=turns, **provenance()))
+    return {r['method']: r['seconds'] for r in _lines(file)}
+
+def speed_file(results): return Path(results).with_name(f'{Path(results).stem}_speed.jsonl')
+
 # %% ../nbs/70_ablations.ipynb #c93f0e11
 def equal_seconds(
-    df:pd.DataFrame, # Finished runs of the sweep `methods`
+    base:Experiment, # What all runs have in common
+    secs:dict,       # Seconds of a step by method, from `step_seconds`
 ) -> list:           # Variants for `Sweep`
-    "The methods with as many epochs as fit in the seconds of GMML's run, from the first seed"
-    d = df[df.seed == df.seed.min()].set_index('method') if len(df) else pd.DataFrame()
-    if 'gmml' not in d.index: raise ValueError('no finished run of GMML to take the seconds from: run the sweep methods first')
-    ref = d.loc['gmml']
-    o = [dict(method=m, epochs=max(1, round(r.epochs*ref.seconds_pretraining/r.seconds_pretraining)))
-         for m,r in d.iterrows() if m in METHODS]
-    both = ref.seconds_pretraining + ref.seconds_finetuning
-    return o + [dict(method='random', finetune_epochs=max(1, round(r.finetune_epochs*both/r.seconds_finetuning)))
-                for m,r in d.iterrows() if m == 'random']
+    "The methods with as many epochs as fit in the seconds of GMML's, and random weights fine-tuned for as long as GMML's two trainings"
+    n = base.images or DATASETS[base.data].n_train
+    pre,fine = steps(round(n*(1 - base.valid_pct)), base.bs),steps(base.labels or round(n*(1 - base.spare)), base.finetune_bs)
+    more = base.epochs*pre*secs['gmml']/(fine*secs['random'])
+    return [*[dict(method=m, epochs=max(1, round(base.epochs*secs['gmml']/secs[m]))) for m in METHODS],
+            dict(method='random', finetune_epochs=base.finetune_epochs + round(more))]

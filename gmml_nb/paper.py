@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 import pandas as pd
 from .evaluate import interval
-from .ablations import BASES, Experiment, Sweep, read_results
+from .ablations import BASES, Experiment, Sweep, read_results, speed_file
 
 # %% ../nbs/72_paper.ipynb #950338e0
 def paper_numbers(
@@ -70,8 +70,7 @@ def sweep_runs(
         df = s.table()
         return df if len(df) and len(df[s.by].drop_duplicates()) > 1 else df[:0]   # one variant compares with nothing
     runs = {f.stem: table('methods', f) for f in sorted(Path(folder).glob('*.jsonl')) if file_base(f)}
-    if sweep == 'equal_seconds':
-        runs = {k: v for k,v in runs.items() if 'seconds_pretraining' in v and 'gmml' in set(v.method)}
+    if sweep == 'equal_seconds': runs = {k: v for k,v in runs.items() if speed_file(Path(folder)/f'{k}.jsonl').exists()}
     if sweep != 'methods': runs = {k: table(sweep, Path(folder)/f'{k}.jsonl') for k in runs}
     return {k: v for k,v in runs.items() if len(v)}
 

@@ -1,5 +1,8 @@
-"Tests write no cache files into the user's own folder"
-import pytest
+"Tests write no cache files into the user's own folder, and may fork: no thread pool of torch's is running when they do"
+import pytest, torch
+
+torch.set_num_threads(1)   # GNU's OpenMP hangs in a process that was forked after it had started threads
+
 
 
 @pytest.fixture(scope='session', autouse=True)
