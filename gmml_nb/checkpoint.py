@@ -134,7 +134,7 @@ def read_plain(
     device,    # Where its tensors go
     trust:bool=False, # Unpickle what has to be?
 ):             # Tensors, numbers, lists
-    "Read a file without unpickling it; a `ValueError` where that cannot be done"
+    "Read a file of tensors, numbers and lists; a `ValueError` where it holds anything else"
     try: return torch.load(file, map_location=device, weights_only=not trust)
     except Exception as e:
         raise ValueError(f'{file} is not what a run writes ({type(e).__name__}), and unpickling it could run any program: '

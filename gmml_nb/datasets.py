@@ -57,9 +57,9 @@ class Labelled:
 class DatasetSpec:
     "Where a dataset comes from, how it is read, and how many images it must have"
     name: str # as `get_dataset` takes it
-    n_classes: int # of Table 5
-    n_train: int # of Table 5
-    n_test: int # of Table 5
+    n_classes: int # of Table 5, where that has the dataset
+    n_train: int # the same
+    n_test: int # the same
     read: object # function of the dataset's folder that returns a `Labelled`
     marks: tuple = () # files by which the dataset's folder is known; none: it needs no folder
     inside: tuple = () # folders that may lie between the given root and those files

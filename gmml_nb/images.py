@@ -196,7 +196,7 @@ def as_8bit(
 def on_host(
     x: torch.Tensor,
 ) -> bool:
-    "May the values of `x` be looked at for nothing? On a CPU, unless a program is being traced"
+    "May the values of `x` be looked at without waiting? On a CPU, unless a program is being traced"
     return type(x) is torch.Tensor and x.is_cpu and not x.requires_grad and not torch.compiler.is_compiling()
 
 # %% ../nbs/02_images.ipynb #dfea67f9
