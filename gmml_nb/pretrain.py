@@ -8,7 +8,7 @@ Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 __all__ = ['RECIPES', 'ACTS', 'LOSSES', 'Recipe', 'known', 'override', 'get_recipe', 'make_alien', 'augment', 'GMML', 'to_float',
            'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'SkipValidation', 'LogEvery', 'decay_groups', 'GlobalMean',
            'check_unlabelled', 'method_learner', 'gmml_model', 'recipe_loss', 'gmml_learner', 'warmup_cosine',
-           'check_epochs', 'check_run', 'run_facts', 'write_model', 'last_results', 'pick_device', 'all_processes']
+           'check_epochs', 'check_run', 'run_facts', 'write_model', 'pick_device', 'all_processes']
 
 # %% ../nbs/50_pretrain.ipynb #f1d31c0e
 import atexit, difflib, math, os, tempfile, time
@@ -40,7 +40,7 @@ from .corruption import Combine, NoCorruption, Noise, Replace, Zeros
 from .vit import GMMLEncoder
 from .decoder import GMMLAutoencoder, PointwiseDecoder
 from .loss import MaskedL1Loss, MaskedMSELoss
-from .checkpoint import Checkpoint, fit_run
+from .checkpoint import Checkpoint, fit_run, what_ran
 
 # %% ../nbs/50_pretrain.ipynb #e67a1750
 @dataclass(frozen=True)
@@ -616,15 +616,6 @@ def write_model(
         for f in Path(tmp).iterdir(): os.replace(f, folder/f.name)
     return folder
 
-# %% ../nbs/50_pretrain.ipynb #cb803dc4
-def last_results(
-    learn:Learner, # That may have trained
-) -> dict:         # Numbers by name; empty if it has not
-    "Losses and metrics of the last epoch"
-    rec = learn.recorder
-    names,rows = getattr(rec, 'metric_names', ['epoch'])[1:],getattr(rec, 'values', [])
-    return {k: v for k,v in zip(names, rows[-1] if rows else []) if isinstance(v, (int, float)) and math.isfinite(v)}
-
 # %% ../nbs/50_pretrain.ipynb #80f5fa32
 @patch
 def export_encoder(self:Learner,
@@ -633,8 +624,7 @@ def export_encoder(self:Learner,
 ) -> Path:   # The folder
     "Write the encoder so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it"
     enc,cb = get_model(self.model).encoder,self.gmml
-    facts = dict(method=cb.method, **cb.facts, recipe=asdict(cb.recipe), epochs=len(getattr(self.recorder, 'values', [])),
-                 images=len(self.dls.train.dataset), results=last_results(self))
+    facts = dict(method=cb.method, **cb.facts, recipe=asdict(cb.recipe), images=len(self.dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
     return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, gmml={**facts, **about})
 
 # %% ../nbs/50_pretrain.ipynb #f2e8b351
