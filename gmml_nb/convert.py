@@ -6,10 +6,10 @@ Docs: https://gmml-nb.github.io/gmml_nb/convert.html.md"""
 
 # %% auto #0
 __all__ = ['WIDTHS', 'LEFT_OUT', 'read_checkpoint', 'find_encoders', 'choose_encoder', 'guess_arch', 'nearest', 'read_shapes',
-           'why_not', 'flat_entries', 'list_entries', 'check_fit', 'open_source', 'convert_checkpoint', 'assume_stats',
-           'report']
+           'why_not', 'flat_entries', 'list_entries', 'check_fit', 'open_source', 'empty_vit', 'assume_stats', 'report',
+           'convert_checkpoint']
 
-# %% ../nbs/94_convert.ipynb #ecbcfc88
+# %% ../nbs/94_convert.ipynb #1cd1a3ef
 import argparse, json, math, re
 from collections import Counter
 from dataclasses import asdict
@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd, timm, torch
 from torch import nn
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .checkpoint import Checkpoint, damage
 from .vit import resolve_arch
@@ -90,7 +91,7 @@ def nearest(
     near = get_close_matches(name, list(names), 1, .6)
     return f' (the nearest name is {near[0]!r})' if near else ''
 
-# %% ../nbs/94_convert.ipynb #ab04b1e3
+# %% ../nbs/94_convert.ipynb #f04bbd3c
 def read_shapes(
     group:dict,    # Tensors by name
     prefix:str='', # Before the names of the encoder
@@ -103,7 +104,7 @@ def read_shapes(
     d,c,*patch = state['patch_embed.proj.weight'].shape
     n,count = state['pos_embed'].shape[1],Counter(k.split('.')[1] for k in state if k.startswith('blocks.'))
     square = lambda n: math.isqrt(max(n, 0))**2 == n
-    extra = sum(state[k].shape[1] for k in ('cls_token', 'reg_token') if k in state)
+    extra = sum(state[k].shape[1] for k in ('cls_token', 'dist_token', 'reg_token') if k in state)
     cls = 'cls_token' in state or not square(n)
     o = dict(embed_dim=d, in_chans=c, patch_size=patch, depth=sum(v > max(count.values())/2 for v in count.values()), class_token=cls)
     o |= dict(global_pool='token') if cls else dict(global_pool='avg', fc_norm='fc_norm.weight' in state)
@@ -115,11 +116,11 @@ def read_shapes(
     if one(r'blocks\.\d+\.ls1\.gamma'): o['init_values'] = 1.
     return o
 
-# %% ../nbs/94_convert.ipynb #5d604290
+# %% ../nbs/94_convert.ipynb #2c4ce25b
 LEFT_OUT = [('dropped', r'optim|sched|scaler|^opt$', 'of training: only to go on with it'),
             ('decoder', r'decoder|recons|(^|\.)pred\.', 'not of the encoder'),
             ('dropped', r'mask_token', 'stands for hidden patches in pretraining'),
-            ('head', r'(^|\.)(head\w*|projector|predictor|classifier|fc)(\.|$)', 'not of the encoder: fine-tuning makes a new one')]
+            ('head', r'^(?!.*blocks\.)(.*\.)?(head\w*|projector|predictor|classifier|fc)(\.|$)', 'not of the encoder: fine-tuning makes a new one')]
 
 def why_not(
     name:str, # Of an entry
@@ -206,33 +207,18 @@ def open_source(
                                                  epochs=int(folder.name.split('_')[1]), images=cfg['images'])
     return read_checkpoint(folder/'model.safetensors'), facts
 
-# %% ../nbs/94_convert.ipynb #9704dada
-def convert_checkpoint(
-    source,         # File or folder with weights
-    folder,         # To write, as `export_encoder` does
-    arch:str=None,  # timm name; None: what the checkpoint says, or its width
-    which:str=None, # Part of the name of the encoder, where there are several; None: the only one, or the teacher
-    stats=None,     # Mean and standard deviation of the images it was trained on, 0-1; None: what is known, or ImageNet's
-    model_args:dict=None, # Arguments of `timm.create_model` that no shape shows, such as `num_heads`
-    drop=(),        # Regular expressions: tensors to leave out
-) -> pd.DataFrame:  # A row for each entry of the checkpoint: its shape, what became of it, and as what or why
-    "Make a timm folder of somebody's checkpoint, or a `ValueError` that says what did not fit"
-    ckpt,facts = open_source(source)
-    found = find_encoders(ckpt)
-    path,prefix = chosen = choose_encoder(found, which)
-    group = ckpt
-    for k in path: group = group[k]
-    group = {k: v for k,v in group.items() if isinstance(v, torch.Tensor)}
-    args = {k: v for k,v in {**(facts.get('model_args') or read_shapes(group, prefix)), **(model_args or {})}.items() if k != 'num_classes'}
-    arch = arch or facts.get('arch') or guess_arch(group[f'{prefix}pos_embed'].shape[-1], args['patch_size'][0], ckpt.get('args') or ())
-    stats,assumed = assume_stats(stats or facts.get('stats'), args.get('in_chans', 3))
-    model = timm.create_model(resolve_arch(arch)[0], num_classes=0, **args)
-    rows,own = list_entries(ckpt, chosen, found, model.state_dict(), drop),model.state_dict()
-    check_fit(rows, group, prefix, own, arch)
-    model.load_state_dict({k: group[prefix + k] for k in own})
-    about = dict(file=Path(source).name, **(dict(epochs=ckpt['epoch']) if isinstance(ckpt.get('epoch'), int) else {}), normalisation=assumed)
-    write_model(model, folder, stats, args, **(dict(gmml=facts['gmml']) if facts.get('gmml') else dict(source=about)))
-    return report(rows, model, arch, assumed)
+# %% ../nbs/94_convert.ipynb #baabd2e7
+def empty_vit(
+    arch:str,  # timm name
+    args:dict, # Of `timm.create_model`
+) -> nn.Module: # timm `VisionTransformer` with random weights
+    "The model that a checkpoint is for, or a `ValueError`"
+    args = {k: v for k,v in args.items() if not k.startswith(('num_classes', 'pretrained', 'checkpoint', 'drop_path'))}
+    try: model = timm.create_model(resolve_arch(arch)[0], num_classes=0, **args)
+    except (AssertionError, TypeError, RuntimeError) as e:
+        raise ValueError(f'timm cannot make {arch} with {args}: {e}. Give another arch=, or change it with model_args=') from e
+    if not isinstance(model, VisionTransformer): raise ValueError(f'{arch} is a {type(model).__name__}: give arch= of a VisionTransformer')
+    return model
 
 # %% ../nbs/94_convert.ipynb #4b9eb655
 def assume_stats(
@@ -256,3 +242,32 @@ def report(
     print(', '.join(f'{n} {k}' for k,n in o.fate.value_counts().items()) + f' of {len(o)} entries\n{arch}: {len(model.blocks)} blocks of width '
           f'{model.embed_dim}, {heads} heads (no tensor shows their number), patch {ph} x {pw}, image {h} x {w}\nnormalisation: {assumed}')
     return o
+
+# %% ../nbs/94_convert.ipynb #3d2b18b6
+def convert_checkpoint(
+    source,         # File or folder with weights
+    folder,         # To write, as `export_encoder` does
+    arch:str=None,  # timm name; None: what the checkpoint says, or its width
+    which:str=None, # Part of the name of the encoder, where there are several; None: the only one, or the teacher
+    stats=None,     # Mean and standard deviation of the images it was trained on, 0-1; None: what is known, or ImageNet's
+    model_args:dict=None, # Arguments of `timm.create_model` that no shape shows, such as `num_heads`
+    drop=(),        # Regular expressions: tensors to leave out
+) -> pd.DataFrame:  # A row for each entry of the checkpoint: its shape, what became of it, and as what or why
+    "Make a timm folder of somebody's checkpoint, or a `ValueError` that says what did not fit"
+    ckpt,facts = open_source(source)
+    found = find_encoders(ckpt)
+    path,prefix = chosen = choose_encoder(found, which)
+    group = ckpt
+    for k in path: group = group[k]
+    group = {k: v for k,v in group.items() if isinstance(v, torch.Tensor)}
+    args = {**(facts.get('model_args') or read_shapes(group, prefix)), **(model_args or {})}
+    arch = arch or facts.get('arch') or guess_arch(group[f'{prefix}pos_embed'].shape[-1], args['patch_size'][0], ckpt.get('args') or ())
+    stats,assumed = assume_stats(stats or facts.get('stats'), args.get('in_chans', 3))
+    model = empty_vit(arch, args)
+    own = model.state_dict()
+    rows = list_entries(ckpt, chosen, found, own, drop)
+    check_fit(rows, group, prefix, own, arch)
+    model.load_state_dict({k: group[prefix + k] for k in own})
+    about = dict(file=Path(source).name, **(dict(epochs=ckpt['epoch']) if isinstance(ckpt.get('epoch'), int) else {}), normalisation=assumed)
+    write_model(model, folder, stats, args, **(dict(gmml=facts['gmml']) if facts.get('gmml') else dict(source=about)))
+    return report(rows, model, arch, assumed)
