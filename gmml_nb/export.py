@@ -39,14 +39,14 @@ def image_stats(
     c = dls.one_batch()[0].shape[1]
     return torch.zeros(c),torch.ones(c)
 
-# %% ../nbs/92_export.ipynb #f7739010
+# %% ../nbs/92_export.ipynb #5d0700fb
 @patch
 def export_classifier(self:Learner,
     folder,  # Folder to write: `model.safetensors` and `config.json`
     **about, # More facts to keep in `config.json`, JSON values
 ) -> Path:   # The folder
     "Write a classifier of `finetune_learner` so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it"
-    if not hasattr(self, 'finetune_facts') or not hasattr(self, 'origin'):
+    if not hasattr(self, 'origin'):
         raise ValueError('export_classifier needs a learner from finetune_learner; for one from gmml_learner there is export_encoder')
     model,dls = get_model(self.model),self.dls
     facts = dict(recipe=asdict(self.recipe), pretrained=self.pretrained, images=len(dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
