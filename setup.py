@@ -26,7 +26,7 @@ setup(
     packages=[cfg['lib_path']],
     include_package_data=True,
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev', 'onnx')},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

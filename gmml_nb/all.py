@@ -17,5 +17,7 @@ from .baselines import *
 from .ablations import *
 from .paper import *
 from .transfer import *
+from .export import *
+from .convert import *
 from .cli import *
 from .benchmark import *

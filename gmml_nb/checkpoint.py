@@ -6,10 +6,10 @@ Docs: https://gmml-nb.github.io/gmml_nb/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['RATES', 'rng_state', 'set_rng_state', 'own_rng', 'run_state', 'load_run_state', 'sha256', 'write_whole', 'damage',
-           'read_plain', 'Checkpoint', 'fit_run']
+           'read_plain', 'Checkpoint', 'what_ran', 'fit_run']
 
 # %% ../nbs/45_checkpoint.ipynb #1067de37
-import hashlib, json, os, random, shutil, signal, threading, time, warnings
+import hashlib, json, math, os, random, shutil, signal, threading, time, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np
@@ -355,6 +355,16 @@ def rescue(self:Checkpoint,
     how = f'The same call goes on from {self.last}' if self.last else f'Nothing was saved in {self.folder}'
     if not rank_distrib(): print(f'stopped by {type(error).__name__}. {how}')
 
+# %% ../nbs/45_checkpoint.ipynb #50fda3fe
+def what_ran(
+    learn:Learner, # That may have trained
+) -> dict:         # `epochs`, and the `results` of the last one: numbers by name
+    "Epochs that the recorder has seen, and the losses and metrics of the last"
+    rec = learn.recorder
+    names,rows = getattr(rec, 'metric_names', ['epoch'])[1:],getattr(rec, 'values', [])
+    last = zip(names, rows[-1] if rows else [])
+    return dict(epochs=len(rows), results={k: v for k,v in last if isinstance(v, (int, float)) and math.isfinite(v)})
+
 # %% ../nbs/45_checkpoint.ipynb #502496f8
 def fit_run(
     learn:Learner,    # With an optimiser
@@ -364,8 +374,10 @@ def fit_run(
     checkpoint=None,  # A `Checkpoint`, or a folder for one; None: nothing is saved
     config:dict=None, # What a run must share with one that it goes on from
 ):
-    "`Learner.fit` with generators of its own, which can be killed"
+    "`Learner.fit` with generators of its own, which can be killed; `learn.ran` says what came of it"
     ck = Checkpoint(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     if ck: ck.config = config or {}
     with own_rng(seed), learn.added_cbs([*listify(cbs), *listify(ck)]):   # still there when an error is to be saved from
-        with ck.watching() if ck else nullcontext(): learn.fit(n_epoch)
+        try:
+            with ck.watching() if ck else nullcontext(): learn.fit(n_epoch)
+        finally: learn.ran = what_ran(learn)

@@ -243,6 +243,7 @@ def finetune_learner(
     learn = Learner(dls, model, CrossEntropyLossFlat(), opt, splitter=partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay),
                     cbs=[*mix, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path)
     learn.recipe,learn.seed,learn.origin = r,seed,type(encoder).__name__ if isinstance(encoder, Learner) else encoder and str(encoder)
+    learn.pretrained = weights and encoder is not None
     return learn
 
 # %% ../nbs/60_finetune.ipynb #86ccf445

@@ -8,7 +8,7 @@ Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 __all__ = ['RECIPES', 'ACTS', 'LOSSES', 'Recipe', 'known', 'override', 'get_recipe', 'make_alien', 'augment', 'GMML', 'to_float',
            'AvgMaskedLoss', 'ClipEach', 'StopOnNonFinite', 'SkipValidation', 'LogEvery', 'decay_groups', 'GlobalMean',
            'check_unlabelled', 'method_learner', 'gmml_model', 'recipe_loss', 'gmml_learner', 'warmup_cosine',
-           'check_epochs', 'check_run', 'run_facts', 'pick_device', 'all_processes']
+           'check_epochs', 'check_run', 'run_facts', 'write_model', 'pick_device', 'all_processes']
 
 # %% ../nbs/50_pretrain.ipynb #f1d31c0e
 import atexit, difflib, math, os, tempfile, time
@@ -40,7 +40,7 @@ from .corruption import Combine, NoCorruption, Noise, Replace, Zeros
 from .vit import GMMLEncoder
 from .decoder import GMMLAutoencoder, PointwiseDecoder
 from .loss import MaskedL1Loss, MaskedMSELoss
-from .checkpoint import Checkpoint, fit_run
+from .checkpoint import Checkpoint, fit_run, what_ran
 
 # %% ../nbs/50_pretrain.ipynb #e67a1750
 @dataclass(frozen=True)
@@ -597,6 +597,25 @@ def state_dict(self:GMML):
 @patch
 def load_state_dict(self:GMML, state): self.generator.set_state(state['generator'])
 
+# %% ../nbs/50_pretrain.ipynb #b61ac5b7
+def write_model(
+    model:nn.Module,      # From timm
+    folder,               # To hold `model.safetensors` and `config.json`
+    stats,                # Mean and standard deviation of each channel, 0-1, that the model was trained with
+    model_args:dict=None, # Arguments of `timm.create_model`; None: those that timm has noted
+    **config,             # More of `config.json`, JSON values
+) -> Path:                # The folder
+    "Write a model as timm reads it; each file is whole or not there"
+    folder,(mean,std) = Path(folder),([round(float(v), 6) for v in o] for o in stats)
+    data = dict(mean=mean, std=std, interpolation='bicubic', crop_pct=1., crop_mode='center')   # as held-out images are prepared here
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
+        save_for_hf(model, tmp, model_config=dict(config, pretrained_cfg=dict(tag='gmml', license=None, **data)), model_args=model_args,
+                    safe_serialization=True, data_config=data)
+        folder.mkdir(exist_ok=True)
+        for f in Path(tmp).iterdir(): os.replace(f, folder/f.name)
+    return folder
+
 # %% ../nbs/50_pretrain.ipynb #80f5fa32
 @patch
 def export_encoder(self:Learner,
@@ -604,18 +623,9 @@ def export_encoder(self:Learner,
     **about, # More facts to keep in `config.json`, JSON values
 ) -> Path:   # The folder
     "Write the encoder so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it"
-    folder,enc,cb = Path(folder),get_model(self.model).encoder,self.gmml
-    mean,std = ([round(v, 6) for v in o.tolist()] for o in cb.stats)
-    cfg = dict(pretrained_cfg=dict(tag='gmml', license=None, mean=mean, std=std), 
-                 gmml=dict(method=cb.method, **cb.facts, recipe=asdict(cb.recipe), epochs=len(getattr(self.recorder, 'values', [])), images=len(self.dls.train.dataset), **about))
-    if rank_distrib(): return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
-        save_for_hf(enc.vit, tmp, model_config=cfg, model_args=enc.model_args, safe_serialization=True,
-                    data_config=dict(mean=mean, std=std))
-        folder.mkdir(exist_ok=True)
-        for f in Path(tmp).iterdir(): os.replace(f, folder/f.name)
-    return folder
+    enc,cb = get_model(self.model).encoder,self.gmml
+    facts = dict(method=cb.method, **cb.facts, recipe=asdict(cb.recipe), images=len(self.dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
+    return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, gmml={**facts, **about})
 
 # %% ../nbs/50_pretrain.ipynb #f2e8b351
 def pick_device(
