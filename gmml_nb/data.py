@@ -106,12 +106,14 @@ class _Jobs:
 
 @patch
 def from_workers(self: ImageDL, jobs):
-    "An iterator over batches that worker processes make, in order"
+    "Batches that worker processes make, in order; a `RuntimeError` when one of them dies"
     if self.pool is None or self.pool.dataset.ds is not self.dataset:
         self.pool = torch.utils.data.DataLoader(_Jobs(self.dataset), batch_size=None, sampler=[], collate_fn=noop,
             num_workers=self.workers, persistent_workers=True, generator=torch.Generator().manual_seed(self.seed))
     self.pool.sampler[:] = jobs
-    return iter(self.pool)
+    try: yield from self.pool
+    except (ConnectionError, EOFError) as e:   # torch says so itself, unless it was just fetching a batch
+        raise RuntimeError('a DataLoader worker was killed, perhaps for want of memory: lower num_workers or bs') from e
 
 # %% ../nbs/00_data.ipynb #131cb8b3
 @patch
