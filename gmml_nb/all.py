@@ -17,5 +17,6 @@ from .baselines import *
 from .ablations import *
 from .paper import *
 from .transfer import *
+from .visualise import *
 from .cli import *
 from .benchmark import *
