@@ -147,11 +147,11 @@ def show_tiles(
     "Draw rows of images, with names"
     h,w = rows[0][0].shape[-2:]
     n,m = len(rows),len(rows[0])
-    ax = ax or plt.subplots(figsize=(min(10, m), min(10, m)/m*n*h/w + .3), layout='constrained')[1]
+    ax = ax or plt.subplots(figsize=(min(10, .8*m), min(10, .8*m)/m*n*h/w + .3), layout='constrained')[1]
     ax.imshow(as_tiles(rows, pad).permute(1, 2, 0), interpolation='nearest')
     ax.set_xticks([pad + w/2 + i*(w + pad) - .5 for i in range(m)] if cols else [], cols)
     ax.set_yticks([pad + h/2 + i*(h + pad) - .5 for i in range(n)] if names else [], names)
-    ax.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    ax.tick_params(length=0, labelsize=9, top=False, labeltop=True, labelbottom=False)
     ax.spines[:].set_visible(False)
     return ax
 
@@ -260,13 +260,14 @@ def show_attention(
     maps = {b: a.mean((0, 1)).cpu() for b,a in patch_attention(attention(o, blocks=blocks), o).items()}    # (n, n)
     cols = min(6, len(maps))
     rows = -(-len(maps)//cols)
-    fig = fig or plt.figure(figsize=(1.7*cols, 1.9*rows), layout='constrained')
+    fig = fig or plt.figure(figsize=(1.3*cols, 1.5*rows), layout='constrained')
     axs = fig.subplots(rows, cols, squeeze=False).flat
     gw = o.grid[1]
     for ax,(b,a) in zip(axs, maps.items()):
         ax.imshow(a, interpolation='nearest')
         for i in range(gw, len(a), gw): ax.axhline(i - .5, color='w', lw=.3), ax.axvline(i - .5, color='w', lw=.3)
-        ax.set(xticks=[], yticks=[], title=f'block {b}')
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f'block {b}', fontsize=9)
     for ax in list(axs): ax.axis('off')
     return fig
 
