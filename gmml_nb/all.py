@@ -18,5 +18,6 @@ from .ablations import *
 from .paper import *
 from .transfer import *
 from .visualise import *
+from .explore import *
 from .cli import *
 from .benchmark import *

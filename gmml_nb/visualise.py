@@ -104,16 +104,19 @@ def restore_blocks(
         maps = o.vit.forward_intermediates(x, [b-1 for b in blocks], norm=True, stop_early=True, output_fmt='NCHW', intermediates_only=True)
         return {b: o.net.decoder(m) for b,m in zip(blocks, maps)}
 
-# %% ../nbs/85_visualise.ipynb #182a2f4d
+# %% ../nbs/85_visualise.ipynb #7b20ba79
 def corrupted(
-    o:Inside,   # Images, and others to replace them with
-    alien,      # An alien concept, such as `Noise(.3)`
-    seed:int=0, # Of the corruption
-) -> tuple:     # Normalised images (n, C, H, W), bool mask (n, 1, H, W)
-    "The images, corrupted in places that depend on the seed alone"
-    draws = alien.draw(o.x.shape, o.patch_size, generator=torch.Generator().manual_seed(seed))
-    return alien.apply(o.x, {k: v.to(o.x.device) for k,v in draws.items()}, o.patch_size, donors=o.donors)
+    x:torch.Tensor, # Normalised images (n, C, H, W)
+    alien,          # An alien concept, such as `Noise(.3)`
+    patch_size,     # Pixels, a number or (ph, pw)
+    seed:int=0,     # Of the corruption
+    donors=None,    # What `Replace` takes instead of other images of the batch (n, C, H, W)
+) -> tuple:         # Corrupted images (n, C, H, W), bool mask (n, 1, H, W)
+    "Images corrupted in places that depend on the seed alone"
+    draws = alien.draw(x.shape, patch_size, generator=torch.Generator().manual_seed(seed))
+    return alien.apply(x, {k: v.to(x.device) for k,v in draws.items()}, patch_size, donors=donors)
 
+# %% ../nbs/85_visualise.ipynb #b38a05ce
 def block_pictures(
     model,       # As in `inside`, with a decoder
     images=None, # As in `images_for`; None: held-out images
@@ -124,11 +127,11 @@ def block_pictures(
 ) -> dict:       # 'clean', 'corrupted' and each block: images (n, C, H, W), 0-1; and 'mask', bool (n, 1, H, W)
     "Clean and corrupted images, and what the decoder makes of each block"
     o = inside(model, images, stats)
-    x,mask = corrupted(o, alien, seed)
+    x,mask = corrupted(o.x, alien, o.patch_size, seed, o.donors)
     show = dict(clean=o.x, corrupted=x) | restore_blocks(o, x, blocks)
     return {k: o.denormalise(v).cpu() for k,v in show.items()} | dict(mask=mask.cpu())
 
-# %% ../nbs/85_visualise.ipynb #56b42968
+# %% ../nbs/85_visualise.ipynb #55fb1205
 def as_tiles(
     rows, # Lists of images (C, H, W), 0-1, as many in each row; of other than 1 or 3 channels the first is shown
     pad:int=1, # Pixels between tiles
@@ -137,6 +140,7 @@ def as_tiles(
     x = torch.stack([o if len(o) in (1, 3) else o[:1] for r in rows for o in r])
     return make_grid(x, nrow=len(rows[0]), padding=pad, pad_value=1.).clamp(0, 1)
 
+# %% ../nbs/85_visualise.ipynb #58b3f93e
 def show_tiles(
     rows,        # As in `as_tiles`
     cols=None,   # Titles of the columns
@@ -155,7 +159,7 @@ def show_tiles(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/85_visualise.ipynb #2b862d3a
+# %% ../nbs/85_visualise.ipynb #64aec6eb
 ALIENS = dict(noise=Noise(.3), replace=Replace(.3))   # as in Figures 2 and 5
 
 def show_blocks(
@@ -178,7 +182,7 @@ def show_blocks(
             names.append('' if i else name)
     return show_tiles(rows, [k if isinstance(k, str) else f'block {k}' for k in keys], names, ax)
 
-# %% ../nbs/85_visualise.ipynb #c44c1894
+# %% ../nbs/85_visualise.ipynb #81f65104
 def block_errors(
     models,      # {name: model}, or one model, as in `inside`, with decoders
     images=None, # As in `images_for`; None: held-out images
@@ -192,11 +196,12 @@ def block_errors(
         if aliens is None and not hasattr(model, 'gmml'): raise ValueError('only a pretraining learner has an alien concept of its own: give aliens')
         o = inside(model, images, stats)
         for k,alien in (aliens or {'its own': model.gmml.alien}).items():
-            x,mask = corrupted(o, alien, seed)
+            x,mask = corrupted(o.x, alien, o.patch_size, seed, o.donors)
             e = {b: (r - o.x).abs()[mask.expand_as(r)].mean().item() for b,r in restore_blocks(o, x).items()}
             rows += [dict(model=name, alien=k, block=b, error=v) for b,v in e.items()]
     return pd.DataFrame(rows)
 
+# %% ../nbs/85_visualise.ipynb #c48fa175
 def plot_block_errors(models, images=None, aliens=None, seed:int=0, stats=None, # As in `block_errors`
     ax=None, # matplotlib axes
 ):           # matplotlib axes
@@ -208,7 +213,7 @@ def plot_block_errors(models, images=None, aliens=None, seed:int=0, stats=None, 
     ax.legend()
     return ax
 
-# %% ../nbs/85_visualise.ipynb #4012fb39
+# %% ../nbs/85_visualise.ipynb #e2773b6e
 def attention_weights(
     attn:nn.Module, # timm `Attention`
     x:torch.Tensor, # What goes in (bs, n, d)
@@ -220,6 +225,7 @@ def attention_weights(
     q,k = attn.q_norm(q).float(),attn.k_norm(k).float()
     return (q @ k.mT*attn.scale).softmax(-1)
 
+# %% ../nbs/85_visualise.ipynb #ab3cc67b
 def _keep(attn, args, kept, block): kept[block] = attention_weights(attn, args[0])
 
 def attention(
@@ -239,7 +245,7 @@ def attention(
         for h in hooks: h.remove()
     return {b: kept[b] for b in blocks}
 
-# %% ../nbs/85_visualise.ipynb #702c02e2
+# %% ../nbs/85_visualise.ipynb #2fd1f57c
 def patch_attention(
     maps:dict, # From `attention`
     o:Inside,  # What it was of
@@ -248,6 +254,7 @@ def patch_attention(
     p = o.vit.num_prefix_tokens
     return {b: a[..., p:, p:] for b,a in maps.items()}
 
+# %% ../nbs/85_visualise.ipynb #4bf3fca0
 def show_attention(
     model,       # As in `inside`
     images=None, # As in `images_for`; None: held-out images
@@ -271,7 +278,7 @@ def show_attention(
     for ax in list(axs): ax.axis('off')
     return fig
 
-# %% ../nbs/85_visualise.ipynb #56072418
+# %% ../nbs/85_visualise.ipynb #1a8b5d9e
 def neighbour_share(
     model,       # As in `inside`
     images=None, # As in `images_for`; None: held-out images
@@ -284,6 +291,7 @@ def neighbour_share(
     maps = patch_attention(attention(o, blocks=blocks), o)
     return pd.Series({b: ((a*near).sum(-1)/a.sum(-1)).mean().item() for b,a in maps.items()}, name='share').rename_axis('block')
 
+# %% ../nbs/85_visualise.ipynb #5dbae779
 def distances(
     grid:tuple,       # Patches down and across (gh, gw)
     patch_size:tuple, # Pixels (ph, pw), or (1, 1) to count patches
@@ -293,7 +301,7 @@ def distances(
     c = torch.cartesian_prod(*[s*torch.arange(g).float() for g,s in zip(grid, patch_size)])   # (n, 2)
     return torch.cdist(c, c, p=p, compute_mode='donot_use_mm_for_euclid_dist')
 
-# %% ../nbs/85_visualise.ipynb #d096f355
+# %% ../nbs/85_visualise.ipynb #7d107b4c
 def attention_distance(
     model,       # As in `inside`
     images=None, # As in `images_for`; None: held-out images
@@ -309,6 +317,7 @@ def attention_distance(
     far = {b: ((a*d).sum(-1)/a.sum(-1)).mean((0, 2)).tolist() for b,a in maps.items()}
     return pd.DataFrame.from_dict(far, 'index').rename(columns=lambda h: f'head {h + 1}').rename_axis('block')
 
+# %% ../nbs/85_visualise.ipynb #7aacd26f
 def plot_attention_distance(model, images=None, blocks=None, unit:str='pixels', stats=None, # As in `attention_distance`
     ax=None, # matplotlib axes
 ):           # matplotlib axes
@@ -323,7 +332,7 @@ def plot_attention_distance(model, images=None, blocks=None, unit:str='pixels', 
     ax.legend(loc='lower right')
     return ax
 
-# %% ../nbs/85_visualise.ipynb #64ce4809
+# %% ../nbs/85_visualise.ipynb #e3fb2ad1
 def overlay(
     x:torch.Tensor,    # Image (C, H, W), 0-1
     heat:torch.Tensor, # (gh, gw), 0 or more
@@ -334,6 +343,7 @@ def overlay(
     colour = torch.as_tensor(plt.get_cmap('viridis')(heat.cpu().numpy())[..., :3]).float().permute(2, 0, 1)
     return .35*x.mean(0, keepdim=True).cpu() + .65*colour
 
+# %% ../nbs/85_visualise.ipynb #0ad3b111
 def framed(
     x:torch.Tensor, # Image (C, H, W), 0-1
     patch_size,     # Pixels (ph, pw)
@@ -350,7 +360,7 @@ def framed(
     p[:] = torch.where(edge, red, p)
     return x
 
-# %% ../nbs/85_visualise.ipynb #b24301f0
+# %% ../nbs/85_visualise.ipynb #9d0a9ba9
 def token_attention(
     model,       # As in `inside`
     images=None, # As in `images_for`; None: held-out images
@@ -365,6 +375,7 @@ def token_attention(
     maps = patch_attention(attention(o, blocks=blocks), o)
     return {b: a.mean(1)[:, row*o.grid[1] + col].unflatten(1, o.grid) for b,a in maps.items()}
 
+# %% ../nbs/85_visualise.ipynb #2b249df6
 def show_token_attention(model, images=None, row:int=0, col:int=0, blocks=None, stats=None, # As in `token_attention`
     n:int=3, # Images
     ax=None, # matplotlib axes
@@ -375,7 +386,7 @@ def show_token_attention(model, images=None, row:int=0, col:int=0, blocks=None, 
     rows = [[framed(x[i], o.patch_size, row, col), *[overlay(x[i], h[i]) for h in heat.values()]] for i in range(min(n, len(x)))]
     return show_tiles(rows, ['patch', *[f'block {b}' for b in heat]], ax=ax)
 
-# %% ../nbs/85_visualise.ipynb #1b731b64
+# %% ../nbs/85_visualise.ipynb #6a989dc3
 def patch_colours(
     model,       # As in `inside`
     images=None, # As in `images_for`; None: held-out images
@@ -392,6 +403,7 @@ def patch_colours(
     c = torch.as_tensor(((c - lo)/(hi - lo)).clip(0, 1)).float()
     return c.unflatten(0, (len(o.x), *o.grid)).permute(0, 3, 1, 2)
 
+# %% ../nbs/85_visualise.ipynb #89f7d2f2
 def show_patch_colours(model, images=None, blocks=None, stats=None, # As in `inside`; `blocks` None: all
     n:int=8, # Images
     ax=None, # matplotlib axes
@@ -402,7 +414,7 @@ def show_patch_colours(model, images=None, blocks=None, stats=None, # As in `ins
     rows = [o.denormalise(o.x[:n]).cpu(), *[big(patch_colours(o, block=b)[:n]) for b in o.blocks(blocks)]]
     return show_tiles(rows, names=['image', *[f'block {b}' for b in o.blocks(blocks)]], ax=ax)
 
-# %% ../nbs/85_visualise.ipynb #630b47ef
+# %% ../nbs/85_visualise.ipynb #92fae8a1
 def compare(
     show,            # One of the calls above: `show_attention`, `show_blocks`, `plot_attention_distance`...
     models:dict,     # {name: model}
@@ -417,7 +429,7 @@ def compare(
         show(model, images, **(dict(fig=sub) if show is show_attention else dict(ax=sub.subplots())), **kwargs)
     return fig
 
-# %% ../nbs/85_visualise.ipynb #63f3c3dc
+# %% ../nbs/85_visualise.ipynb #84c18535
 class ShowReconstructions(Callback):
     "Draw held-out images, as `Learner.show_reconstructions` does, while a run goes on: in the notebook, in TensorBoard, in W&B"
     order = Recorder.order + 2    # after `TensorBoardCallback` and `WandbCallback`, which log the epoch
