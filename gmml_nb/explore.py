@@ -281,7 +281,7 @@ class Results:
         self.line = w.Dropdown(options=['', *paper_lines()], description='paper')
         self.sort = w.Dropdown(options=list(results_table(self.df)), value='accuracy, %', description='sort by')
         self.up = w.Checkbox(False, description='ascending')
-        self.says,self.plot,self.table = w.Label(),w.Image(format='png'),w.HTML()
+        self.says,self.plot,self.table = w.Label(),w.Image(format='png'),w.HTML(layout=w.Layout(max_height='25em', overflow='auto'))
         for o in (*self.filters.values(), self.by, self.line, self.sort, self.up): o.observe(lambda _: self.draw(), 'value')
         self.draw()
         wrap = w.Layout(flex_flow='row wrap')
