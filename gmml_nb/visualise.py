@@ -74,7 +74,7 @@ def inside(
     model,       # A learner, a folder of `export_encoder`, a timm name, or a module; or an `Inside`, which is returned
     images=None, # As in `images_for`; None: held-out images of a pretraining learner
     stats=None,  # (mean, std) of each channel, 0-1; None: the model's own, where they are known
-    n:int=64,    # Held-out images
+    n:int=32,    # Held-out images
 ) -> Inside:
     "A model and a batch, ready to be looked at; a `ValueError` says what is missing"
     if isinstance(model, Inside): return model
@@ -414,7 +414,7 @@ def show_patch_colours(model, images=None, blocks=None, stats=None, # As in `ins
     rows = [o.denormalise(o.x[:n]).cpu(), *[big(patch_colours(o, block=b)[:n]) for b in o.blocks(blocks)]]
     return show_tiles(rows, names=['image', *[f'block {b}' for b in o.blocks(blocks)]], ax=ax)
 
-# %% ../nbs/85_visualise.ipynb #92fae8a1
+# %% ../nbs/85_visualise.ipynb #2f8f535b
 def compare(
     show,            # One of the calls above: `show_attention`, `show_blocks`, `plot_attention_distance`...
     models:dict,     # {name: model}
@@ -429,7 +429,7 @@ def compare(
         show(model, images, **(dict(fig=sub) if show is show_attention else dict(ax=sub.subplots())), **kwargs)
     return fig
 
-# %% ../nbs/85_visualise.ipynb #84c18535
+# %% ../nbs/85_visualise.ipynb #8c38a47b
 class ShowReconstructions(Callback):
     "Draw held-out images, as `Learner.show_reconstructions` does, while a run goes on: in the notebook, in TensorBoard, in W&B"
     order = Recorder.order + 2    # after `TensorBoardCallback` and `WandbCallback`, which log the epoch
