@@ -227,7 +227,8 @@ def varying(
 ) -> list:           # Columns
     "Settings that differ between runs, to plot against"
     cols = dict.fromkeys(['method', *SETTINGS, *[f for f in ('alien', 'max_side', 'loss', 'blocks') if f in df]])
-    return [k for k in cols if k in df and df[k].notna().all() and df[k].map(str).nunique() > 1 and not df[k].map(lambda v: isinstance(v, dict)).any()]
+    def plain(o): return o.notna().all() and not o.map(lambda v: isinstance(v, dict)).any()
+    return [k for k in cols if k in df and plain(df[k]) and df[k].map(str).nunique() > 1]
 
 def mixed(
     df:pd.DataFrame, # From `all_results`

@@ -237,7 +237,8 @@ def attention(
     "Attention of each block; the model is left as it was"
     o,kept = inside(model, images, stats),{}
     blocks = o.blocks(blocks)
-    if not all(hasattr(o.vit.blocks[b-1], 'attn') for b in blocks): raise ValueError(f'{type(o.vit.blocks[0]).__name__} has no attention of its own to read')
+    if not all(hasattr(o.vit.blocks[b-1], 'attn') for b in blocks):
+        raise ValueError(f'{type(o.vit.blocks[0]).__name__} has no attention of its own to read')
     hooks = [o.vit.blocks[b-1].attn.register_forward_pre_hook(partial(_keep, kept=kept, block=b)) for b in blocks]
     try:
         with eval_mode(o.vit): o.vit.forward_intermediates(o.x, [blocks[-1] - 1], stop_early=True, intermediates_only=True)
@@ -371,7 +372,8 @@ def token_attention(
 ) -> dict:       # {block: (n, gh, gw)}, mean over heads
     "Where one patch of each image looks"
     o = inside(model, images, stats)
-    if not (0 <= row < o.grid[0] and 0 <= col < o.grid[1]): raise ValueError(f'row={row}, col={col}: there are {o.grid[0]} x {o.grid[1]} patches, counted from 0')
+    if not (0 <= row < o.grid[0] and 0 <= col < o.grid[1]):
+        raise ValueError(f'row={row}, col={col}: there are {o.grid[0]} x {o.grid[1]} patches, counted from 0')
     maps = patch_attention(attention(o, blocks=blocks), o)
     return {b: a.mean(1)[:, row*o.grid[1] + col].unflatten(1, o.grid) for b,a in maps.items()}
 
