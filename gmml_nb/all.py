@@ -17,6 +17,8 @@ from .baselines import *
 from .ablations import *
 from .paper import *
 from .transfer import *
+from .visualise import *
+from .explore import *
 from .export import *
 from .convert import *
 from .cli import *

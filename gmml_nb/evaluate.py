@@ -54,18 +54,18 @@ def interval(
 # %% ../nbs/65_evaluate.ipynb #8257a982
 def as_vit(
     encoder, # Folder of `export_encoder`, a learner (pretraining or fine-tuning), a timm name, or a module
-    shape,   # Of the images, (C, H, W)
+    shape,   # Of the images, (C, H, W); None: those that the encoder takes
     device,  # Where an encoder from a folder or a learner goes
 ) -> VisionTransformer:
     "The timm `VisionTransformer` that is in `encoder`"
-    if isinstance(encoder, (str, Path)): m = load_encoder(encoder, img_size=shape[1:], in_chans=shape[0])
+    if isinstance(encoder, (str, Path)): m = load_encoder(encoder, **({} if shape is None else dict(img_size=shape[1:], in_chans=shape[0])))
     else: m = get_model(encoder.model) if isinstance(encoder, Learner) else encoder
     m = getattr(m, 'encoder', m)
     m = getattr(m, 'vit', m)
     if not isinstance(m, VisionTransformer): raise ValueError(f'encoder is a {type(m).__name__}: give a folder that '
         'export_encoder wrote, a learner, a timm name, a GMMLEncoder or a timm VisionTransformer')
     want = (m.patch_embed.proj.in_channels, *m.patch_embed.img_size)
-    if tuple(shape) != want: raise ValueError(f'images of shape {tuple(shape)}, but the encoder was made for (C, H, W) = '
+    if shape is not None and tuple(shape) != want: raise ValueError(f'images of shape {tuple(shape)}, but the encoder was made for (C, H, W) = '
                                               f'{want}: give size and in_chans to the loaders')
     return m if isinstance(encoder, nn.Module) else m.to(device)
 

@@ -239,7 +239,7 @@ def finetune_learner(
         model = load_encoder(encoder, n, size, chans, arch, model_args, r.drop_path, weights, pos_init)
     freeze_blocks(model, r.freeze)
     mix = [MixupCutmix(n, r, seed)] if r.mixup or r.cutmix else [SmoothLabels(r.smoothing)]
-    opt = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
+    opt = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
     learn = Learner(dls, model, CrossEntropyLossFlat(), opt, splitter=partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay),
                     cbs=[*mix, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path)
     learn.recipe,learn.seed,learn.origin = r,seed,type(encoder).__name__ if isinstance(encoder, Learner) else encoder and str(encoder)

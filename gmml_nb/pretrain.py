@@ -412,7 +412,7 @@ def method_learner(
     if compile: model.compile()
     cbs = [callback(r, enc.patch_size, dls.stats, seed), GlobalMean(accumulate), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
            *([] if len(dls.valid) else [SkipValidation()]), *listify(cbs)]
-    opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True)
+    opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
     return Learner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
 
 # %% ../nbs/50_pretrain.ipynb #fc948507
