@@ -29,9 +29,9 @@ def texts_for_pictures(stage):
     "Give each picture without `#| fig-alt` one: its section and the sentence before it. Tables take the site's style"
     for p in stage.rglob('*.ipynb'):
         nb = nbformat.read(p, as_version=4)
-        section = before = ''
+        title = section = before = ''
         for c in nb.cells:
-            if c.cell_type == 'raw': section = (re.search(r"^title: '?(.*?)'?$", c.source, flags=re.M) or ['', section])[1]
+            if c.cell_type == 'raw': title = section = (re.search(r"^title: '?(.*?)'?$", c.source, flags=re.M) or ['', section])[1]
             if c.cell_type == 'markdown':
                 heads = re.findall(r'^#+ .+', c.source, flags=re.M)
                 if heads: section,before = words(heads[-1]),''
@@ -41,7 +41,7 @@ def texts_for_pictures(stage):
             for d in data:
                 if 'text/html' in d: d['text/html'] = d['text/html'].replace('<table border="1" class="dataframe">', '<table class="dataframe table table-sm">')
             if any(k.startswith('image/') for d in data for k in d) and not re.search(r'^#\|\s*fig-alt', c.source, flags=re.M):
-                alt = textwrap.shorten(': '.join(o for o in (section, before) if o), 200, placeholder=' ...')
+                alt = textwrap.shorten(': '.join(o for o in (section, before or f'a figure of the page {title}') if o), 200, placeholder=' ...')
                 c.source = f'#| fig-alt: {json.dumps(alt, ensure_ascii=False)}\n{c.source}'
         nbformat.write(nb, p)
 
