@@ -6,6 +6,7 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.serve import proc_nbs
 
 ROOT = Path(__file__).resolve().parents[1]
+DATAFRAME = '<table border="1" class="dataframe">', '<table class="dataframe table table-sm">'   # pandas', and in the site's style
 
 
 def local_links(stage):
@@ -39,7 +40,7 @@ def texts_for_pictures(stage):
             if c.cell_type != 'code': continue
             data = [o.get('data', {}) for o in c.outputs]
             for d in data:
-                if 'text/html' in d: d['text/html'] = d['text/html'].replace('<table border="1" class="dataframe">', '<table class="dataframe table table-sm">')
+                if 'text/html' in d: d['text/html'] = d['text/html'].replace(*DATAFRAME).replace('<tr style="text-align: right;">', '<tr>')
             if any(k.startswith('image/') for d in data for k in d) and not re.search(r'^#\|\s*fig-alt', c.source, flags=re.M):
                 alt = textwrap.shorten(': '.join(o for o in (section, before or f'a figure of the page {title}') if o), 200, placeholder=' ...')
                 c.source = f'#| fig-alt: {json.dumps(alt, ensure_ascii=False)}\n{c.source}'
