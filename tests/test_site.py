@@ -85,7 +85,7 @@ def test_search_finds_group_mask(tab, address):
     box = tab.locator('.smalldocs-search input:visible').first
     box.wait_for(timeout=5000)
     box.fill('group_mask')
-    hit = tab.locator('.search-result[href*="corruption.html"]').first
+    hit = tab.locator('.search-result[href*="corruption.html"]', has_text='group_mask').first
     hit.wait_for(timeout=5000)
     hit.click()
     tab.wait_for_url('**/corruption.html*')

@@ -40,7 +40,7 @@ def texts_for_pictures(stage):
             if c.cell_type != 'code': continue
             data = [o.get('data', {}) for o in c.outputs]
             for d in data:
-                if 'text/html' in d: d['text/html'] = d['text/html'].replace(*DATAFRAME).replace('<tr style="text-align: right;">', '<tr>')
+                if 'text/html' in d: d['text/html'] = d['text/html'].replace(*DATAFRAME).replace('text-align: right', 'text-align: left')
             if any(k.startswith('image/') for d in data for k in d) and not re.search(r'^#\|\s*fig-alt', c.source, flags=re.M):
                 alt = textwrap.shorten(': '.join(o for o in (section, before or f'a figure of the page {title}') if o), 200, placeholder=' ...')
                 c.source = f'#| fig-alt: {json.dumps(alt, ensure_ascii=False)}\n{c.source}'
