@@ -1,12 +1,24 @@
-"Tests write no cache files into the user's own folder, and may fork: no thread pool of torch's is running when they do"
+"No thread pool of torch's is running when tests fork; fixtures of several tests"
+import subprocess, sys
 import pytest, torch
+from common import ROOT
 
 torch.set_num_threads(1)   # GNU's OpenMP hangs in a process that was forked after it had started threads
 
 
-
 @pytest.fixture(scope='session', autouse=True)
 def cache_folder(tmp_path_factory):
+    "Tests write no cache files into the user's own folder"
     with pytest.MonkeyPatch.context() as m:
         m.setenv('GMML_CACHE', str(tmp_path_factory.mktemp('gmml_cache')))
         yield
+
+
+@pytest.fixture(scope='session')
+def built(tmp_path_factory):
+    "The docs site, built without Quarto: its folder, and what the build printed"
+    out = tmp_path_factory.mktemp('docs')/'site'
+    r = subprocess.run([sys.executable, '-W', 'default', str(ROOT/'tools/docs.py'), '--engine', 'smalldocs', '--out', str(out)], cwd=ROOT,
+                       capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert r.returncode == 0, r.stdout + r.stderr
+    return out, r.stdout + r.stderr

@@ -1,11 +1,12 @@
 "Build the docs site: nbdev's processing, then Quarto where it is installed, else smalldocs.  Usage: python tools/docs.py"
-import argparse, os, re, shutil, subprocess, sys, tempfile
+import argparse, importlib, inspect, json, os, re, shutil, subprocess, sys, tempfile, textwrap
 from pathlib import Path
-import yaml
+import nbformat, yaml
 from nbdev.config import get_config, nbpath2html
 from nbdev.serve import proc_nbs
 
 ROOT = Path(__file__).resolve().parents[1]
+DATAFRAME = '<table border="1" class="dataframe">', '<table class="dataframe table table-sm">'   # pandas', and in the site's style
 
 
 def local_links(stage):
@@ -15,6 +16,60 @@ def local_links(stage):
         up = '../'*(len(nb.relative_to(stage).parts) - 1)
         text = nb.read_text(encoding='utf-8')
         nb.write_text(re.sub(rf'{site}([\w./-]+\.html)', rf'{up}\1', text), encoding='utf-8')
+
+
+def words(text):
+    "The last sentence of some Markdown without its marks; '' when it ends with a list, a table or code"
+    last = text.strip().split('\n\n')[-1]
+    if re.match(r'[-|`>$!<]|\d+\.', last): return ''
+    last = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', re.sub('^#+ ', '', last))
+    return re.split(r'(?<=[.!?])\s', re.sub(r'[`*\\$]', '', last))[-1].rstrip(':.')
+
+
+def texts_for_pictures(stage):
+    "Give each picture without `#| fig-alt` one: its section and the sentence before it. Tables take the site's style"
+    for p in stage.rglob('*.ipynb'):
+        nb = nbformat.read(p, as_version=4)
+        title = section = before = ''
+        for c in nb.cells:
+            if c.cell_type == 'raw': title = section = (re.search(r"^title: '?(.*?)'?$", c.source, flags=re.M) or ['', section])[1]
+            if c.cell_type == 'markdown':
+                heads = re.findall(r'^#+ .+', c.source, flags=re.M)
+                if heads: section,before = words(heads[-1]),''
+                if not c.source.startswith('#'): before = words(c.source) or before
+            if c.cell_type != 'code': continue
+            data = [o.get('data', {}) for o in c.outputs]
+            for d in data:
+                if 'text/html' in d: d['text/html'] = d['text/html'].replace(*DATAFRAME).replace('text-align: right', 'text-align: left')
+            if any(k.startswith('image/') for d in data for k in d) and not re.search(r'^#\|\s*fig-alt', c.source, flags=re.M):
+                alt = textwrap.shorten(': '.join(o for o in (section, before or f'a figure of the page {title}') if o), 200, placeholder=' ...')
+                c.source = f'#| fig-alt: {json.dumps(alt, ensure_ascii=False)}\n{c.source}'
+        nbformat.write(nb, p)
+
+
+def about(o):
+    "One line on a public object: the first of its docstring, or what a constant holds"
+    if callable(o): return (inspect.getdoc(o) or '').split('\n')[0]
+    held = ', '.join(f'`{k}`' for k in o) if isinstance(o, dict) else f'`{o!r}`'
+    return f'{type(o).__name__}: {textwrap.shorten(held, 150, placeholder=" ...")}'
+
+
+def reference(stage):
+    "Write the page of all public names, each with its line and a link to where its chapter explains it"
+    from gmml_nb._modidx import d
+    page = ['---', 'title: Reference', 'description: Every public name, module by module', '---', '',
+            'In a session, `from gmml_nb.all import *` brings all of these. A name leads to its parameters, in the chapter that explains it.', '']
+    for name,syms in d['syms'].items():
+        mod,short = importlib.import_module(name),name.split('.')[-1]
+        names = mod.__all__ + sorted(o for s in syms if (o := s.removeprefix(f'{name}.')).startswith('Learner.') and '._' not in o)
+        page += [f'## {name}', '', (mod.__doc__ or '').split('\n')[0], '', '| name | what it is |', '|---|---|']
+        for n in names:
+            o = mod
+            for part in n.split('.'): o = getattr(o, part)
+            link = syms.get(f'{name}.{n}', [f'{short}.html'])[0]
+            page.append(f"| [`{n}`]({link}) | {about(o).replace('|', chr(92) + '|')} |")
+        page.append('')
+    (stage/'reference.qmd').write_text('\n'.join(page), encoding='utf-8')
 
 
 def page_names(stage):
@@ -56,7 +111,9 @@ def main():
     with tempfile.TemporaryDirectory() as d:
         stage = Path(d)/'pages'
         shutil.copytree(processed, stage)
+        reference(stage)
         local_links(stage)
+        texts_for_pictures(stage)
         made = dict(quarto=render_quarto, smalldocs=render_smalldocs)[args.engine](stage)
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(made, out)

@@ -3,7 +3,7 @@ import re, sys
 from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
-from nbconvert.preprocessors import ExtractOutputPreprocessor
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTICE = '<!-- Written by `make readme` from nbs/index.ipynb. Edit that notebook, not this file. -->\n\n'
@@ -23,6 +23,7 @@ def shown(cell):
     "`cell` as the README shows it, or None when it is hidden"
     if cell.cell_type == 'raw': return
     if cell.cell_type != 'code': return cell
+    if alt := re.findall(r'^#\|\s*fig-alt:\s*(.+)$', cell.source, flags=re.M): cell.metadata.alt = alt
     opts, cell.source = split_directives(cell.source)
     if {'hide', 'default_exp'} & opts.keys() or opts.get('include') == 'false': return
     if opts.get('output') == 'false': cell.outputs = []
@@ -39,12 +40,12 @@ def render(path=ROOT/'nbs/index.ipynb'):
     "README.md as text, and its pictures as `{path relative to the root: bytes}`"
     nb = nbformat.read(path, as_version=4)
     nb.cells = [c for c in map(shown, nb.cells) if c is not None]
+    alts = iter([o for c in nb.cells for o in c.metadata.pop('alt', [])])
     nb.metadata['language_info'] = {'name': 'python'}
-    exporter = MarkdownExporter()
-    exporter.register_preprocessor(ExtractOutputPreprocessor(
-        output_filename_template='README_files/{cell_index}_{index}{extension}'), enabled=True)
+    exporter = MarkdownExporter(config=Config(ExtractOutputPreprocessor=dict(output_filename_template='README_files/{cell_index}_{index}{extension}')))
     text, resources = exporter.from_notebook_node(nb)
     text = re.sub(r'<style\b.*?</style>\n?', '', text, flags=re.S)   # GitHub shows style sheets as text
+    text = re.sub(r'!\[(png|jpeg|svg)\]', lambda m: f'![{next(alts, m[1])}]', text)
     text = re.sub(r'[ \t]+$', '', text, flags=re.M)
     text = re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
     return NOTICE + relink(text), resources.get('outputs', {})
