@@ -8,6 +8,7 @@ from nbdev.doclinks import nbglob
 ROOT = Path(__file__).resolve().parents[1]
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 WORKERS = min(4, CPUS)
+FRESH = 'tutorials', 'paper'   # tests/test_fresh_kernel.py runs these
 CACHE = tempfile.TemporaryDirectory(prefix='gmml_cache_')   # of images, removed at the end
 
 
@@ -56,7 +57,7 @@ def main():
     args = p.parse_args()
     os.chdir(ROOT)
     sys.stdout.reconfigure(line_buffering=True)
-    notebooks = [f.resolve() for f in nbglob(as_path=True)]
+    notebooks = [f.resolve() for f in nbglob(as_path=True) if f.parent.name not in FRESH]
     if not notebooks: print('FAILED: no notebook found in nbs/')
     flags = ' '.join(k for k,v in vars(args).items() if v)
     with ThreadPoolExecutor(WORKERS) as ex: ok = list(ex.map(lambda f: run_notebook(f, flags), sorted(notebooks)))
