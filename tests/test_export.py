@@ -184,14 +184,15 @@ def hub():
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown(), server.server_close()
 
-def test_pushed_and_loaded_from_a_hub(hub, fine, tmp_path):
+def test_pushed_and_loaded_from_a_hub(monkeypatch, hub, fine, tmp_path):
     "The whole way, by huggingface_hub's own calls, to a server in this process"
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)   # `make test` allows no downloads
     out,x = fine.export_classifier(tmp_path/'digits'),images()
     (out/'secret.txt').write_text('no')
     assert push_to_hub(out, 'me/digits', api=HfApi(endpoint=hub, token='hf_none')) == 'hf-hub:me/digits'
     assert set(Hub.files) == {'README.md', 'config.json', 'model.safetensors'}
     assert b"hf-hub:me/digits'" in Hub.files['README.md'] and Hub.files['model.safetensors'] == (out/'model.safetensors').read_bytes()
-    got = by_timm_alone('hf-hub:me/digits', x, tmp_path, HF_ENDPOINT=hub, HF_HOME=str(tmp_path/'home'))
+    got = by_timm_alone('hf-hub:me/digits', x, tmp_path, HF_HUB_OFFLINE='0', HF_ENDPOINT=hub, HF_HOME=str(tmp_path/'home'))
     with torch.no_grad(): assert torch.equal(got['out'], fine.model.cpu().eval()(x))
 
 def test_a_dry_run_asks_nobody(monkeypatch, folder, tmp_path, capsys):

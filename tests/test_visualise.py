@@ -22,7 +22,8 @@ len(pickle.dumps(learn)) > 0
 """
 
 
-def test_one_output_redrawn(tmp_path):
+def test_one_output_redrawn(monkeypatch, tmp_path):
+    monkeypatch.delenv('MPLBACKEND', raising=False)   # `make test` has no display; a notebook has one of its own
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in (SETUP.format(root=str(ROOT)), FIT, PICKLES)])
     client = NotebookClient(nb, timeout=300, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path))))
     shown, update = [], client.process_message
