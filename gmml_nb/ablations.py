@@ -625,7 +625,11 @@ def step_seconds(
         for m,secs in pd.DataFrame(t).median().items(): add_line(file, dict(method=m, seconds=round(secs, 6), turns=turns, **provenance()))
     return {r['method']: r['seconds'] for r in _lines(file)}
 
-def speed_file(results): return Path(results).with_name(f'{Path(results).stem}_speed.jsonl')
+def speed_file(
+    results, # JSON lines of a sweep
+) -> Path:   # JSON lines of `step_seconds`
+    "Where the times of steps are kept, beside the results"
+    return Path(results).with_name(f'{Path(results).stem}_speed.jsonl')
 
 # %% ../nbs/70_ablations.ipynb #c93f0e11
 def equal_seconds(

@@ -28,7 +28,7 @@ from .pretrain import Recipe, write_model
 def read_checkpoint(
     file,   # `.safetensors`, or what `torch.save` has written
 ) -> dict:  # Tensors by name, possibly in dicts
-    "Read a checkpoint without unpickling; a `ValueError` that names what would have to be unpickled"
+    "Read a checkpoint of tensors and plain values; a `ValueError` names what else is in it"
     file = Path(file)
     if not file.is_file(): raise ValueError(f'there is no file {file}')
     try:
@@ -147,6 +147,7 @@ def flat_entries(
         if isinstance(v, dict) and any(p[:len(at)] == at for p in paths): yield from flat_entries(v, paths, at)
         else: yield path, str(k), v
 
+# %% ../nbs/94_convert.ipynb #9d082fad
 def list_entries(
     ckpt:dict,   # Checkpoint
     chosen:tuple, # Path and prefix of the encoder

@@ -243,6 +243,7 @@ class Zeros(Groups):
 class Noise(Groups):
     "Groups filled with standard normal noise, per pixel and channel (section 2.2, ii)"
     def draw(self, shape, patch_size, generator=None, device=None, only=None):
+        "As of `Groups`, and noise; on a CPU for the images in `only`, bool (bs,), alone: that of the others is undefined"
         draws = super().draw(shape, patch_size, generator, device)
         if only is None or not on_host(only): noise = _rand(*shape, generator=generator, device=device, normal=True)
         else:

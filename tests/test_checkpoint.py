@@ -15,13 +15,6 @@ TINY = dict(embed_dim=16, depth=2, num_heads=2)
 EPOCHS = 6
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
-
 def images(n=40): return np.random.RandomState(0).randint(0, 256, (n, 12, 12, 3), dtype=np.uint8)
 
 def pretraining(source=None, valid_pct=.2, cbs=None, **kw):

@@ -18,13 +18,6 @@ from gmml_nb.vit import GMMLEncoder
 ARCH,TINY,DATA = 'vit_tiny_patch16_224', dict(embed_dim=24, depth=3, num_heads=2), Path(__file__).parent/'data'
 AUTHORS,B = DATA/'official_tiny48_p16_64.pth', 'module.backbone.'
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
-
 @pytest.fixture(scope='module')
 def pre():
     "Pretrained here, on digits"

@@ -21,12 +21,9 @@ from gmml_nb.pretrain import gmml_learner
 ARCH,TINY = 'vit_tiny_patch16_224', dict(embed_dim=16, depth=3, num_heads=2, patch_size=2)
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    "Tiny models are quicker on one thread, and repeat bit for bit"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_figures():
+    "None is left open"
     yield
-    torch.set_num_threads(n)
     plt.close('all')
 
 def images(n=48, size=8, c=3):

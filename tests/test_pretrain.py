@@ -16,12 +16,9 @@ from gmml_nb.pretrain import RECIPES, Recipe, gmml_learner
 TINY = dict(embed_dim=16, depth=2, num_heads=2)
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    "Tiny models are quicker on one thread, and repeat bit for bit"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_figures():
+    "None is left open"
     yield
-    torch.set_num_threads(n)
     plt.close('all')
 
 def images(n=16, h=12, w=12, c=3): return np.random.RandomState(0).randint(0, 256, (n, h, w, c), dtype=np.uint8)

@@ -135,11 +135,7 @@ def fitted(bs, **kw):
 def apart(a, b): return max((a[k] - b[k]).abs().max().item() for k in a)
 
 @pytest.fixture(scope='module')
-def one():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield fitted(16)
-    torch.set_num_threads(n)
+def one(): return fitted(16)
 
 def test_accumulated_batches_are_one_large_batch(one):
     assert apart(fitted(4, accumulate=4), one) < 2e-5
