@@ -642,4 +642,4 @@ def equal_seconds(
     more = base.epochs*pre*secs['gmml']/(fine*secs['random'])
     def near(e, more=0): return base.epochs if abs(e - base.epochs) <= .05*(base.epochs + more) else max(1, round(e))
     return [*[dict(method=m, epochs=near(base.epochs*secs['gmml']/secs[m])) for m in METHODS],
-            dict(method='random_long', epochs=near(more, base.finetune_epochs))]   # one training, longer by `more` epochs
+            dict(method='random_long', epochs=near(more, base.finetune_epochs))]

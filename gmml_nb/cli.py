@@ -706,7 +706,7 @@ def run_sweep(
     o, # Options of `gmml_sweep`, as a namespace
 ):     # Table of the sweep
     "Say what it costs, run what is missing, report"
-    if o.sweep is None: raise ValueError(f'SWEEP is missing: give one of {", ".join(SWEEPS)}')
+    if o.sweep is None: raise ValueError(f'SWEEP is missing: give one of {", ".join([*SWEEPS, "equal_seconds"])}')
     check_numbers(seeds=o.seeds, jobs=o.jobs)
     if o.jobs > 1 and num_distrib() > 1: raise ValueError(f'jobs={o.jobs} runs several trainings side by side and a launcher one on several processes: choose one')
     if o.data: o.change = {**parse_fields(o.change), 'data': o.data}
