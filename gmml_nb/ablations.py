@@ -334,9 +334,10 @@ SWEEPS = dict(
     groups=lambda b: [dict(amount=m, max_side=s, **exactly(m)) for s in (b.recipes[0].max_side, 0.) for m in (.3, .7)],   # section 2.2
     loss=[dict(loss=o) for o in ('l1', 'l2')],                                                             # section 2.3
     labels=_labels,                                                                                        # the abstract
+    finetuning=lambda b: [dict(finetune_epochs=b.finetune_epochs*k, method=m) for m in ('gmml', 'random') for k in (1, 3, 5)],   # section 3.2
     augmentation=[dict(augmentation='light'), dict(augmentation='strong', **STRONG)],                      # appendix C.1
     choices=[dict(choice='paper'), *[dict(choice=k, **v) for k,v in OFFICIAL.items()]])                    # what the paper leaves open
-AXES = dict(groups=('amount', 'max_side'), labels=('labels', 'method'))   # where there are two
+AXES = dict(groups=('amount', 'max_side'), labels=('labels', 'method'), finetuning=('finetune_epochs', 'method'))   # where there are two
 WORDS = ('amount', 'augmentation', 'choice', 'source')                              # names of variants that are not fields
 
 # %% ../nbs/70_ablations.ipynb #415d4a09
