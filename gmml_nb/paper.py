@@ -117,6 +117,7 @@ def conditions(
     "What the runs of each base had in common, and what varied"
     def text(v): return v if isinstance(v, str) else json.dumps(v)
     def column(df):
+        df = df.assign(epochs=df.epochs.astype(object).where(df.method != 'random'))   # no pretraining, whatever the line says
         o = {k: list(dict.fromkeys(map(text, df[k].dropna()))) for k in df if k not in MEASURED}
         keep = [k for k in o if o[k] and (k in CONDITIONS or len(o[k]) > 1)]
         return {k: ', '.join(o[k]) for k in sorted(keep, key=(*CONDITIONS, *keep).index)}
