@@ -637,10 +637,10 @@ def equal_seconds(
     base:Experiment, # What all runs have in common
     secs:dict,       # Seconds of a step by method, from `step_seconds`
 ) -> list:           # Variants for `Sweep`
-    "The methods with as many epochs as fit in the seconds of GMML's, and random weights trained for as long as GMML's two trainings"
+    "The methods with as many epochs as fit in the seconds of GMML's, and random weights trained for as long as its two; within 5 % is equal"
     n = base.images or DATASETS[base.data].n_train
     pre,fine = steps(round(n*(1 - base.valid_pct)), base.bs),steps(base.labels or round(n*(1 - base.spare)), base.finetune_bs)
     more = base.epochs*pre*secs['gmml']/(fine*secs['random'])
-    def near(e, more=0): return base.epochs if abs(e - base.epochs) <= .05*(base.epochs + more) else max(1, round(e))
-    return [*[dict(method=m, epochs=near(base.epochs*secs['gmml']/secs[m])) for m in METHODS],
-            dict(method='random_long', epochs=near(more, base.finetune_epochs))]
+    def near(e, whole): return base.epochs if abs(e - base.epochs) <= .05*whole else max(1, round(e))   # `whole`: epochs of that training
+    return [*[dict(method=m, epochs=near(base.epochs*secs['gmml']/secs[m], base.epochs)) for m in METHODS],
+            dict(method='random_long', epochs=near(more, base.epochs + base.finetune_epochs))]
