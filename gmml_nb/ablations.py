@@ -352,7 +352,7 @@ BASES = dict(
         change=dict(lr=.016, crop=(.6, 1.), pos_init='sincos')),
     flowers=Experiment(data='flowers', **_photos),
     imagenet_5pct=Experiment(data='imagenet_5pct', arch='vit_small_patch16_224', **{**_photos, 'epochs': 400, 'finetune_epochs': 400}))
-BASES['cifar10'] = replace(BASES['fashion_mnist'], data='cifar10', size=32, epochs=60)
+BASES['cifar10'] = replace(BASES['fashion_mnist'], data='cifar10', size=32, epochs=60, finetune_epochs=30)
 BASES['fashion_mnist_2000'] = replace(BASES['fashion_mnist'], images=2000, epochs=25, finetune_epochs=20)
 for _k in ('pets', 'cub', 'aircraft', 'cars'): BASES[_k] = replace(BASES['flowers'], data=_k)
 
