@@ -93,6 +93,7 @@ def facts(self:Experiment) -> dict: # JSON values
     pre,fine = map(asdict, self.recipes)
     d = dict(asdict(self), recipe=pre, finetune=fine, pretrain_on=self.pretrain_on or self.data, pos_init=pre['pos_init'])
     del d['change']
+    if d['labels'] == d['images']: d['labels'] = None   # all of them
     if self.method not in METHODS:
         for k in ('recipe', 'pretrain_on', 'bs', 'valid_pct'): del d[k]
         if self.method != 'random_long': del d['epochs']

@@ -367,7 +367,7 @@ def decode(self: LabelledSet, o, full=True):
 
 # %% ../nbs/00_data.ipynb #7b4cbc57
 def _keep_labels(train, labels, y, seed):
-    if labels is None: return train
+    if labels in (None, len(train)): return train   # all, in the order they came in
     c = len(np.unique(y[train]))
     if not c <= labels <= len(train):
         raise ValueError(f"labels={labels}: each of {c} classes needs one, and there are {len(train)} training images")
