@@ -31,6 +31,12 @@ def test_fit_label_free(valid_pct):
     assert len(learn.recorder.losses) == 2*len(learn.dls.train)
     assert (learn.recorder.values[-1][1] is None) == (valid_pct == 0)
 
+def test_labels_of_all_images_keep_their_order():
+    "`labels=` all of them and no `labels` are the same training set"
+    def train(labels): return finetune_dls('digits', size=8, recipe=None, idxs=range(99, -1, -1), labels=labels).train.dataset
+    n = len(train(None))
+    assert torch.equal(train(None).items, train(n).items) and list(train(None).labels) == list(train(n).labels)
+
 def test_same_seed_same_run():
     def run():
         torch.manual_seed(0)
