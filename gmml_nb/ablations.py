@@ -30,7 +30,7 @@ from .data import ImageLoaders, finetune_dls, pretrain_dls
 from .datasets import DATASETS, as_labelled, class_order, get_dataset
 from .pretrain import LOSSES, Recipe, SkipValidation, all_processes, get_recipe, known, make_alien, override, pick_device
 from .finetune import FINETUNE_RECIPES, finetune_learner
-from .evaluate import interval
+from .evaluate import interval, own_stats
 from .baselines import METHODS
 
 # %% ../nbs/70_ablations.ipynb #b2bccc91
@@ -147,12 +147,13 @@ def quiet():
 def loaders(self:Experiment,
     root=None, # Folder of the data; None: where fastai keeps data
 ) -> tuple:    # for pretraining; for fine-tuning, `.valid` being what accuracy is measured on
-    "Unlabelled images, and labelled ones among them; both are normalised by the statistics of their own data set"
+    "Unlabelled images, and labelled ones among them, normalised by the statistics of their own data set, or as timm's weights were trained"
     kw = dict(size=self.size, in_chans=self.in_chans, seed=self.seed, device=pick_device())
     ds,chosen = self.source(self.data, root)
     with quiet():
         pre = pretrain_dls(ds, bs=self.bs, idxs=chosen, valid_pct=self.valid_pct, **kw)
-        fine = finetune_dls(ds, bs=self.finetune_bs, recipe=self.augment, labels=self.labels, idxs=chosen, stats=pre.stats,
+        stats = own_stats(self.arch) if self.method == 'timm' else pre.stats
+        fine = finetune_dls(ds, bs=self.finetune_bs, recipe=self.augment, labels=self.labels, idxs=chosen, stats=stats,
                             valid_pct=self.spare, **kw)
         if self.pretrain_on not in (None, self.data):
             other,chosen = self.source(self.pretrain_on, root)
@@ -192,14 +193,21 @@ def learner(self:Experiment,
 
 # %% ../nbs/70_ablations.ipynb #17959d71
 @patch
+def folder(self:Experiment,
+    work, # Folder of all runs
+) -> Path:
+    "Where its pretraining keeps a checkpoint, and then the `encoder`"
+    return Path(work)/self.pretraining_id
+
+@patch
 def pretrained(self:Experiment,
     dls,       # From `loaders`
     work,      # Folder of all runs
     cbs=None,  # fastai callbacks
 ) -> tuple:    # folder of the encoder, images seen, seconds
     "Pretrain, or take the encoder that an earlier call has left in `work`"
-    folder = Path(work)/self.pretraining_id
-    encoder,clock = folder/'encoder',Clock()
+    folder,clock = self.folder(work),Clock()
+    encoder = folder/'encoder'
     if not (encoder/'config.json').exists():
         learn = self.learner(dls)
         with plain_training(learn):
@@ -312,30 +320,41 @@ def exactly(
     return dict(noise=(m, m), zeros=(m, m), replace=m)
 
 STRONG = dict(jitter=(.4, .4, .2, .1), jitter_p=.8, blur_p=.5)
-OFFICIAL = dict(unit=dict(unit='pixel', placement='authors'), amount=dict(noise=(.5, .75)), donor=dict(donor_self=True),
-                views=dict(views=2), blur=dict(blur_p=.1), decoder=dict(decoder_layers=3, decoder_act='gelu'))
+OFFICIAL = dict(unit=dict(unit='pixel'), placement=dict(placement='authors'), amount=dict(noise=(.5, .75)), donor=dict(donor_self=True),
+                views=dict(views=2), blur=dict(blur_p=.1), decoder=dict(decoder_layers=3, decoder_act='gelu'), finetune=dict(augment='deit-rand'))
 
 # %% ../nbs/70_ablations.ipynb #cfe79c91
-def _fusions(b):
+def _fusions(b, root=None):
     depth = (b.model_args or {}).get('depth', 12)
     sets = ((2,4,6,8,10,12), (4,6,8,10,12), (6,8,10,12), (8,10,12), (10,12), (12,))
     return [dict(blocks=o) for o in dict.fromkeys(tuple(sorted({max(1, round(i*depth/12)) for i in o})) for o in sets)]
 
-def _labels(b):
-    n = b.images or DATASETS[b.data].n_train   # as many fine-tuning steps for every number of labels
-    return [dict(labels=round(n*f), method=m, finetune_epochs=round(b.finetune_epochs/f)) for m in ('gmml', 'random') for f in (.05, .2, 1)]
+@patch
+def counts(self:Experiment,
+    root=None, # Folder of the data; only a folder of class folders needs to be there
+) -> tuple:    # training images, classes
+    "How many images and classes the run has"
+    if self.data in DATASETS: return self.images or DATASETS[self.data].n_train, DATASETS[self.data].n_classes
+    ds,idxs = self.source(self.data, root)
+    return len(idxs), len(ds.vocab)
+
+def _labels(b, root=None):
+    n,c = b.counts(root)
+    return [dict(labels=round(n*f), method=m, finetune_epochs=round(b.finetune_epochs/f))   # as many steps for every number of labels
+            for m in ('gmml', 'random') for f in (.01, .05, .2, 1) if round(n*f) >= c]
 
 # %% ../nbs/70_ablations.ipynb #0e4fca06
 SWEEPS = dict(
     methods=[dict(method=m) for m in ('gmml', 'mae', 'simmim', 'autoencoder', 'random', 'random_long')],   # Tables 1 and 6
+    timm=[dict(method=m) for m in ('timm', 'gmml', 'random')],                                             # Table 4
     corruption=[dict(alien=a) for a in ('none', 'zeros', 'noise', 'replace', 'comb1', 'comb2')],           # Figure 4a
     amount=[dict(amount=m, **up_to(m)) for m in (.1, .4, .7, 1.)],                                         # Figure 4b
     fusion=_fusions,                                                                                       # Figure 4c
-    length=lambda b: [dict(epochs=max(1, round(b.epochs*f))) for f in (.5, 1, 2)],                         # Figures 3 and 4d
-    groups=lambda b: [dict(amount=m, max_side=s, **exactly(m)) for s in (b.recipes[0].max_side, 0.) for m in (.3, .7)],   # section 2.2
+    length=lambda b, _: [dict(epochs=max(1, round(b.epochs*f))) for f in (.5, 1, 2)],                         # Figures 3 and 4d
+    groups=lambda b, _: [dict(amount=m, max_side=s, **exactly(m)) for s in (b.recipes[0].max_side, 0.) for m in (.3, .7)],   # section 2.2
     loss=[dict(loss=o) for o in ('l1', 'l2')],                                                             # section 2.3
     labels=_labels,                                                                                        # the abstract
-    finetuning=lambda b: [dict(finetune_epochs=b.finetune_epochs*k, method=m) for m in ('gmml', 'random') for k in (1, 3, 5)],   # section 3.2
+    finetuning=lambda b, _: [dict(finetune_epochs=b.finetune_epochs*k, method=m) for m in ('gmml', 'random') for k in (1, 3, 5)],   # section 3.2
     augmentation=[dict(augmentation='light'), dict(augmentation='strong', **STRONG)],                      # appendix C.1
     choices=[dict(choice='paper'), *[dict(choice=k, **v) for k,v in OFFICIAL.items()]])                    # what the paper leaves open
 AXES = dict(groups=('amount', 'max_side'), labels=('labels', 'method'), finetuning=('finetune_epochs', 'method'))   # where there are two
@@ -375,9 +394,9 @@ class Sweep:
         self.base,self.work,self.root = base,Path(work),root
         self.results = Path(results or f'results/{Path(name).name}.jsonl')
         by = by or (AXES.get(variants) if isinstance(variants, str) else None)
-        if variants == 'equal_seconds': variants = equal_seconds(base, step_seconds(base, speed_file(self.results), root))
+        if variants == 'equal_seconds': variants = equal_seconds(base, step_seconds(base, speed_file(self.results), root), root)
         if isinstance(variants, str): variants = SWEEPS[known(variants, [*SWEEPS, 'equal_seconds'], 'sweep')]
-        if callable(variants): variants = variants(base)
+        if callable(variants): variants = variants(base, root)
         self.by = list(by or list(variants[0])[:1])
         seeds = range(seeds) if isinstance(seeds, int) else seeds
         self.runs = {}   # experiment -> its variant, seeds in the outer loop: what is finished can be compared
@@ -435,6 +454,7 @@ def probe(self:Experiment,
 @patch
 def sizes(self:Experiment,
     root=None, # Folder of the data
+    work=None, # Folder of all runs; a pretraining that has finished there takes no steps
 ) -> tuple:    # steps of pretraining, of fine-tuning; images measured
     "How long the run is, without reading an image"
     ds,idxs = self.source(self.data, root)
@@ -442,20 +462,21 @@ def sizes(self:Experiment,
     labelled = self.labels or round(len(idxs)*(1 - self.spare))
     epochs = self.finetune_epochs + (self.epochs if self.method == 'random_long' else 0)
     if labelled < len(ds.vocab): raise ValueError(f'labels={labelled}: each of {len(ds.vocab)} classes needs one')
-    pre,fine = steps(round(n*(1 - self.valid_pct)), self.bs) if self.method in METHODS else 0,steps(labelled, self.finetune_bs)
+    pre,fine = steps(round(n*(1 - self.valid_pct)), self.bs),steps(labelled, self.finetune_bs)
+    if self.method not in METHODS or work and (self.folder(work)/'encoder'/'config.json').exists(): pre = 0
     return self.epochs*pre, epochs*fine, len(ds.splits['test']) if self.held_out == 'test' else len(idxs) - labelled
 
 # %% ../nbs/70_ablations.ipynb #96763891
 @patch
 def cost(self:Sweep) -> pd.DataFrame: # A row for each run that is to do
-    "Images, steps and hours of each run; a pretraining that several runs share counts in the first of them"
+    "Images, steps and hours of each run; a pretraining counts in the first of the runs that share it, and not at all once it has finished"
     rows,secs,shared = [],{},set()
     def step(e):
-        key = e.method,e.size,e.arch,str(e.model_args),e.bs,e.finetune_bs,e.recipes[0].views
+        key = e.method,e.data,e.size,e.arch,str(e.model_args),e.bs,e.finetune_bs,e.recipes[0].views
         if key not in secs: secs[key] = e.probe(self.root)
         return secs[key]
     for e in self.todo:
-        (pre,fine,test),b = e.sizes(self.root),step(replace(e, method='random'))
+        (pre,fine,test),b = e.sizes(self.root, self.work),step(replace(e, method='random'))
         if e.pretraining_id in shared: pre = 0
         shared.add(e.pretraining_id)
         hours = ((pre*step(e) if pre else 0) + fine*b + test/e.finetune_bs*b/3)/3600   # a forward pass is a third of a step
@@ -530,8 +551,8 @@ def run(self:Sweep,
 # %% ../nbs/70_ablations.ipynb #077cd736
 @patch
 def _one_by_one(self:Sweep, groups, cbs):
-    pre = {e.pretraining_id: e.sizes(self.root)[0] for g in groups.values() for e in g}
-    bar = SweepBar(sum(pre.values()) + sum(e.sizes(self.root)[1] for g in groups.values() for e in g))
+    n = [[e.sizes(self.root, self.work)[:2] for e in g] for g in groups.values()]   # a group shares its pretraining
+    bar = SweepBar(sum(g[0][0] + sum(fine for _,fine in g) for g in n))
     failed = []
     for i,g in enumerate(groups.values(), 1):
         bar.comment = f'{METHOD_NAMES[g[0].method]}, seed {g[0].seed} ({i}/{len(groups)})'
@@ -637,9 +658,10 @@ def speed_file(
 def equal_seconds(
     base:Experiment, # What all runs have in common
     secs:dict,       # Seconds of a step by method, from `step_seconds`
+    root=None,       # Folder of the data
 ) -> list:           # Variants for `Sweep`
     "The methods with as many epochs as fit in the seconds of GMML's, and random weights trained for as long as its two; within 5 % is equal"
-    n = base.images or DATASETS[base.data].n_train
+    n,_ = base.counts(root)
     pre,fine = steps(round(n*(1 - base.valid_pct)), base.bs),steps(base.labels or round(n*(1 - base.spare)), base.finetune_bs)
     more = base.epochs*pre*secs['gmml']/(fine*secs['random'])
     def near(e, whole): return base.epochs if abs(e - base.epochs) <= .05*whole else max(1, round(e))   # `whole`: epochs of that training

@@ -277,7 +277,7 @@ class Results:
     ):
         self.df = all_results(folder)
         pick = lambda k: w.SelectMultiple(options=sorted(set(self.df[k])), value=sorted(set(self.df[k])), description=k, rows=6)
-        self.filters = {k: pick(k) for k in ('file', 'data', 'method')}
+        self.filters = {k: pick(k) for k in ('file', 'data', 'method', 'epochs')}
         self.filters['file'].value = self.df.file.mode()[:1].tolist()      # several files hardly ever go together
         self.by = w.Dropdown(options=varying(self.df) or ['method'], description='plot by')
         self.line = w.Dropdown(options=['', *paper_lines()], description='paper')
