@@ -109,7 +109,7 @@ def transfer_runs(
 CONDITIONS = ('data', 'pretrain_on', 'images', 'labels', 'size', 'arch', 'patch_size', 'model_args', 'epochs', 'bs',
               'finetune_epochs', 'finetune_bs', 'seed')
 MEASURED = ('id', 'value', 'half', 'metric', 'images_tested', 'change', 'images_pretraining', 'images_finetuning',
-            'seconds', 'seconds_pretraining', 'seconds_finetuning', 'date', 'machine', 'versions', 'commit')
+            'seconds', 'seconds_pretraining', 'seconds_finetuning', 'date', 'machine')
 
 def conditions(
     runs:dict,     # From `sweep_runs`
@@ -138,6 +138,7 @@ def claim(
     diff = 100*(a_ - b_).dropna()
     if len(diff) < 2: return f'not tested here: {len(diff)} seed{"" if len(diff) == 1 else "s"} of both {a} and {b}'
     mean,half = interval(diff)
+    if len(diff) == 2 and abs(mean) <= half: return f'not tested here: two seeds cannot tell {a} from {b}, {mean:+.1f} ± {half:.1f} points'
     how = 'ahead of' if mean > half else 'behind' if mean < -half else 'not clearly apart from'
     return (f'{"holds" if mean > half else "does not hold"} here: {a} {how} {b}, '
             f'{mean:+.1f} ± {half:.1f} points over {len(diff)} seeds')

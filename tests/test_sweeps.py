@@ -153,3 +153,24 @@ def test_weights_of_timm(tmp_path, monkeypatch):
     base = change(BASES['flowers'], arch='vit_tiny_patch16_224', size=32, finetune_epochs=1, finetune_bs=4, method='timm')
     row = base.run(tmp_path/'runs', tmp_path/'data')
     assert True in asked and row['images_pretraining'] == 0 and row['images_tested'] == N[1]
+
+
+@pytest.mark.parametrize('sweep, n', [('labels', 6), ('equal_seconds', 5)])
+def test_sweeps_that_count_images_take_a_folder(sweep, n, tmp_path):
+    "Of photographs in class folders, which have no size in a table"
+    for i in range(50): picture(tmp_path/f'photos/{"ab"[i%2]}/{i}.png', i)
+    base = change(BASES['digits'], data='photos', labels=None, size=16, patch_size=8, epochs=1, bs=4, finetune_epochs=1, finetune_bs=4, **TINY)
+    s = Sweep(sweep, base, seeds=1, results=tmp_path/'r.jsonl', work=tmp_path/'runs', root=tmp_path)
+    assert len(s.runs) == n and base.counts(tmp_path) == (40, 2)
+    if sweep == 'labels': assert sorted({e.labels for e in s.todo}) == [2, 8, 40]
+    assert all(sum(e.sizes(tmp_path)[:2]) for e in s.todo)
+
+
+def test_finished_pretraining_costs_nothing(tmp_path):
+    "Another number of labels on an encoder that is there"
+    base = change(BASES['digits'], images=40, labels=20, epochs=2, finetune_epochs=1, **TINY)
+    place = dict(seeds=1, results=tmp_path/'r.jsonl', work=tmp_path/'runs')
+    Sweep([dict(labels=20)], base, **place).run(estimate=False)
+    e, = Sweep([dict(labels=40)], base, **place).todo
+    assert e.sizes()[0] > 0 and e.sizes(work=tmp_path/'runs')[0] == 0
+    assert Sweep([dict(labels=40)], base, **place).cost().steps.tolist() == [4]
