@@ -35,12 +35,16 @@ def square_side(
 class Squares(Zeros):
     "Random squares of tokens, all of one size and on one lattice, as SimMIM hides them"
     def patch(self, shape, patch_size): # Pixels of a square, (height, width)
+        "How large the squares are for images of a shape (..., H, W)"
         grid,(ph,pw) = token_grid(shape, patch_size)
         k = square_side(grid)
         return k*ph, k*pw
     def draw(self, shape, patch_size, generator=None, device=None):
+        "As `Zeros.draw`, with a square for a patch"
         return super().draw(shape, self.patch(shape, patch_size), generator, device)
-    def mask(self, draws, shape, patch_size): return super().mask(draws, shape, self.patch(shape, patch_size))
+    def mask(self, draws, shape, patch_size):
+        "As `Zeros.mask`, with a square for a patch"
+        return super().mask(draws, shape, self.patch(shape, patch_size))
 
 # %% ../nbs/80_baselines.ipynb #e3c51ac2
 def n_hidden(
@@ -107,7 +111,11 @@ class SimMIM(nn.Module):
         hidden = token_mask(mask, self.encoder.patch_size)
         return vit.norm(vit.blocks(embed_tokens(vit, x, hidden, self.mask_token)))
 
-    def forward(self, x, mask): # -> (bs, C, H, W)
+    def forward(self,
+        x:torch.Tensor,    # Normalised images (bs, C, H, W)
+        mask:torch.Tensor, # Hidden pixels, bool (bs, 1, H, W)
+    ) -> torch.Tensor:     # Restored images (bs, C, H, W)
+        "All pixels from the visible patches and mask tokens in the hidden ones' place"
         o = self.features(x, mask)[:, self.encoder.vit.num_prefix_tokens:]
         return self.head(o.transpose(1, 2).unflatten(2, self.encoder.grid))
 
@@ -150,6 +158,7 @@ class MAEDecoder(nn.Module):
         x:torch.Tensor,     # Prefix and visible tokens (bs, p+v, d)
         order:torch.Tensor, # Visible places first (bs, n)
     ) -> torch.Tensor:      # Patches as an image (bs, C, H, W)
+        "Pixels of all places; hidden ones begin as the mask token"
         x = self.embed(x)
         pre,x = x[:, :self.n_prefix],x[:, self.n_prefix:]
         masks = self.mask_token.to(x.dtype).expand(len(x), order.shape[1] - x.shape[1], -1)
@@ -184,7 +193,12 @@ class MAE(nn.Module):
         x = torch.cat([x[:, :p], gather_tokens(x[:, p:], order[:, :self.visible])], 1)
         return vit.norm(vit.blocks(x)), order
 
-    def forward(self, x, mask): return self.decoder(*self.encode(x, mask))   # (bs, C, H, W)
+    def forward(self,
+        x:torch.Tensor,    # Normalised images (bs, C, H, W)
+        mask:torch.Tensor, # Hidden pixels, bool (bs, 1, H, W)
+    ) -> torch.Tensor:     # Pixels of normalised patches (bs, C, H, W)
+        "All patches from the visible ones"
+        return self.decoder(*self.encode(x, mask))
 
 # %% ../nbs/80_baselines.ipynb #294d476f
 def patch_stats(
@@ -209,6 +223,7 @@ class NormedPatchLoss(MaskedMSELoss):
         super().__init__(reduction)
         self.patch_size = patch_size
     def forward(self, pred, target, mask):
+        "`pred` is of normalised patches, `target` of images (bs, C, H, W); `mask` as in the base class"
         mean,std = patch_stats(target.float(), self.patch_size)
         return super().forward(pred, (target - mean)/std, mask)
 
