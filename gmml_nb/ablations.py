@@ -342,6 +342,11 @@ def counts(self:Experiment,
     ds,idxs = self.source(self.data, root)
     return len(idxs), len(ds.vocab)
 
+def _settings(b, root=None):
+    r = b.recipes[0]
+    return [dict(setting='base'), dict(setting='larger groups', max_side=min(1., 2*r.max_side)), dict(setting='half the rate', lr=r.lr/2),
+            dict(setting='twice the rate', lr=2*r.lr)]
+
 def _labels(b, root=None):
     n,c = b.counts(root)
     return [dict(labels=round(n*f), method=m, finetune_epochs=round(b.finetune_epochs/f))   # as many steps for every number of labels
@@ -359,10 +364,11 @@ SWEEPS = dict(
     loss=[dict(loss=o) for o in ('l1', 'l2')],                                                             # section 2.3
     labels=_labels,                                                                                        # the abstract
     finetuning=lambda b, _: [dict(finetune_epochs=b.finetune_epochs*k, method=m) for m in ('gmml', 'random') for k in (1, 3, 5)],   # section 3.2
+    settings=_settings,                                                                                    # where a base may be wrong for GMML
     augmentation=[dict(augmentation='light'), dict(augmentation='strong', **STRONG)],                      # appendix C.1
     choices=[dict(choice='paper'), *[dict(choice=k, **v) for k,v in OFFICIAL.items()]])                    # what the paper leaves open
 AXES = dict(groups=('amount', 'max_side'), labels=('labels', 'method'), finetuning=('finetune_epochs', 'method'))   # where there are two
-WORDS = ('amount', 'augmentation', 'choice', 'source')                              # names of variants that are not fields
+WORDS = ('amount', 'augmentation', 'choice', 'setting', 'source')                           # names of variants that are not fields
 
 # %% ../nbs/70_ablations.ipynb #415d4a09
 _small = dict(embed_dim=96, depth=12, num_heads=3, weight_init='jax')

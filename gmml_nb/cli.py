@@ -727,7 +727,7 @@ def run_sweep(
 # %% ../nbs/95_cli.ipynb #d8ac0cc5
 @as_command
 def gmml_sweep(
-    sweep:str=None, # methods, timm, corruption, amount, fusion, length, groups, loss, labels, finetuning, augmentation, choices, equal_seconds
+    sweep:str=None, # methods, timm, corruption, amount, fusion, length, groups, loss, labels, finetuning, settings, augmentation, choices, equal_seconds
     base:str='digits', # What every run has in common: digits, fashion_mnist, flowers, pets, cub, aircraft, cars, imagenet_5pct...
     data:str=None, # A folder of class folders, or another dataset's name, in place of the base's data
     root:str=None, # Folder of a dataset that is not where fastai keeps data
