@@ -152,7 +152,8 @@ def loaders(self:Experiment,
     ds,chosen = self.source(self.data, root)
     with quiet():
         pre = pretrain_dls(ds, bs=self.bs, idxs=chosen, valid_pct=self.valid_pct, **kw)
-        stats = own_stats(self.arch) if self.method == 'timm' else pre.stats
+        stats,c = pre.stats,len(pre.stats[0])
+        if self.method == 'timm': stats = [o if len(o) == c else [sum(o)/len(o)]*c for o in own_stats(self.arch)]   # grey: the channels' mean
         fine = finetune_dls(ds, bs=self.finetune_bs, recipe=self.augment, labels=self.labels, idxs=chosen, stats=stats,
                             valid_pct=self.spare, **kw)
         if self.pretrain_on not in (None, self.data):
