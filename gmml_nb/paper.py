@@ -115,7 +115,7 @@ def conditions(
     runs:dict,     # From `sweep_runs`
 ) -> pd.DataFrame: # A column for each base
     "What the runs of each base had in common, and what varied"
-    def text(v): return v if isinstance(v, str) else json.dumps(v)
+    def text(v): return v if isinstance(v, str) else f'{v:g}' if isinstance(v, float) else json.dumps(v)
     def column(df):
         df = df.assign(epochs=df.epochs.astype(object).where(df.method != 'random'))   # no pretraining, whatever the line says
         o = {k: list(dict.fromkeys(map(text, df[k].dropna()))) for k in df if k not in MEASURED}
