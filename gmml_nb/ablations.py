@@ -93,7 +93,8 @@ def facts(self:Experiment) -> dict: # JSON values
     pre,fine = map(asdict, self.recipes)
     d = dict(asdict(self), recipe=pre, finetune=fine, pretrain_on=self.pretrain_on or self.data, pos_init=pre['pos_init'])
     del d['change']
-    if d['labels'] == d['images']: d['labels'] = None   # all of them
+    n = self.images or (DATASETS[self.data].n_train if self.data in DATASETS else None)
+    if d['labels'] == n: d['labels'] = None   # all of them
     if self.method not in METHODS:
         for k in ('recipe', 'pretrain_on', 'bs', 'valid_pct'): del d[k]
         if self.method != 'random_long': del d['epochs']
@@ -348,6 +349,10 @@ def _settings(b, root=None):
     return [dict(setting='base'), dict(setting='larger groups', max_side=min(1., 2*r.max_side)), dict(setting='half the rate', lr=r.lr/2),
             dict(setting='twice the rate', lr=2*r.lr)]
 
+def _choices(b, root=None):
+    own = {k: v for k,v in OFFICIAL.items() if k != 'finetune' or b.augment == 'deit'}   # the script's other policy against DeiT's
+    return [dict(choice='paper'), *[dict(choice=k, **v) for k,v in own.items()]]
+
 def _labels(b, root=None):
     n,c = b.counts(root)
     return [dict(labels=round(n*f), method=m, finetune_epochs=round(b.finetune_epochs/f))   # as many steps for every number of labels
@@ -367,7 +372,7 @@ SWEEPS = dict(
     finetuning=lambda b, _: [dict(finetune_epochs=b.finetune_epochs*k, method=m) for m in ('gmml', 'random') for k in (1, 3, 5)],   # section 3.2
     settings=_settings,                                                                                    # where a base may be wrong for GMML
     augmentation=[dict(augmentation='light'), dict(augmentation='strong', **STRONG)],                      # appendix C.1
-    choices=[dict(choice='paper'), *[dict(choice=k, **v) for k,v in OFFICIAL.items()]])                    # what the paper leaves open
+    choices=_choices)                                                                                      # what the paper leaves open
 AXES = dict(groups=('amount', 'max_side'), labels=('labels', 'method'), finetuning=('finetune_epochs', 'method'))   # where there are two
 WORDS = ('amount', 'augmentation', 'choice', 'setting', 'source')                           # names of variants that are not fields
 
@@ -603,6 +608,7 @@ def difference(
 ) -> tuple:          # mean, half the width of the 95 % interval, seeds
     "By how many points `a` is ahead of `b`, over the seeds that both have"
     v = [df[[v == o for v in df[by]]].set_index('seed').value.astype(float) for o in (a, b)]   # a value may be a tuple
+    if any(o.index.has_duplicates for o in v): raise ValueError(f'several runs of one {by} and seed: select runs that differ in nothing else')
     d = 100*(v[0] - v[1]).dropna()
     return (*(interval(d) if len(d) else (float('nan'),)*2), len(d))
 

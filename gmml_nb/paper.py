@@ -14,8 +14,7 @@ from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
 import pandas as pd
-from .evaluate import interval
-from .ablations import BASES, Experiment, Sweep, read_results, speed_file
+from .ablations import BASES, Experiment, Sweep, difference, read_results, speed_file
 
 # %% ../nbs/72_paper.ipynb #950338e0
 def paper_numbers(
@@ -103,7 +102,10 @@ def transfer_runs(
     df['same'] = [str(tuple(r)) for r in df[same].astype(object).fillna('').itertuples(index=False)]
     groups = [d.drop(columns='same').reset_index(drop=True) for _,d in df.groupby('same', sort=False)
               if (d.pretrain_on.notna() & (d.pretrain_on != d.data)).any()]
-    return {d.data[0]: d for d in groups}
+    def name(d):   # what else tells groups of one data set apart
+        rivals = [o for o in groups if o.data[0] == d.data[0]]
+        return ', '.join([d.data[0], *(f'{k} {d[k][0]}' for k in same if len({str(o[k][0]) for o in rivals}) > 1)])
+    return {name(d): d for d in groups}
 
 # %% ../nbs/72_paper.ipynb #3e832a79
 CONDITIONS = ('data', 'pretrain_on', 'images', 'labels', 'size', 'arch', 'patch_size', 'model_args', 'epochs', 'bs',
@@ -132,16 +134,12 @@ def claim(
 ) -> str:             # 'holds here: ...', 'does not hold here: ...' or 'not tested here: ...'
     "Is `a` better than `b`? From the differences of the seeds that both have"
     if a == b: return f'not tested here: no {by} but {a}'
-    a_,b_ = (df[[v == o for v in df[by]]].set_index('seed').value.astype(float) for o in (a, b))
-    if any(o.index.duplicated().any() for o in (a_, b_)):
-        raise ValueError(f'several runs of one {by} and seed: select runs that differ in nothing else')
-    diff = 100*(a_ - b_).dropna()
-    if len(diff) < 2: return f'not tested here: {len(diff)} seed{"" if len(diff) == 1 else "s"} of both {a} and {b}'
-    mean,half = interval(diff)
-    if len(diff) == 2 and abs(mean) <= half: return f'not tested here: two seeds cannot tell {a} from {b}, {mean:+.1f} ± {half:.1f} points'
+    mean,half,n = difference(df, a, b, by)
+    if n < 2: return f'not tested here: {n} seed{"" if n == 1 else "s"} of both {a} and {b}'
+    if n == 2 and abs(mean) <= half: return f'not tested here: two seeds cannot tell {a} from {b}, {mean:+.1f} ± {half:.1f} points'
     how = 'ahead of' if mean > half else 'behind' if mean < -half else 'not clearly apart from'
     return (f'{"holds" if mean > half else "does not hold"} here: {a} {how} {b}, '
-            f'{mean:+.1f} ± {half:.1f} points over {len(diff)} seeds')
+            f'{mean:+.1f} ± {half:.1f} points over {n} seeds')
 
 # %% ../nbs/72_paper.ipynb #233f7b89
 def claims(

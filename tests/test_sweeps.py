@@ -22,7 +22,7 @@ def lines(file):
     rows = [json.loads(l) for l in Path(file).read_text().splitlines()]
     return sorted([{k: v for k,v in r.items() if k not in clock} for r in rows], key=lambda r: r['id'])
 
-def finish(cmd): subprocess.run([str(o) for o in cmd], env=ENV, check=True, capture_output=True, timeout=400)
+def finish(cmd): return subprocess.run([str(o) for o in cmd], env=ENV, check=True, capture_output=True, text=True, timeout=400).stdout
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +48,7 @@ def test_killed_in_the_middle_of_a_run(whole, tmp_path):
     done = len(lines(tmp_path/'r.jsonl'))
     assert 0 < done < 6
     with (tmp_path/'r.jsonl').open('a') as f: f.write('{"id": "torn')     # as a machine that stops leaves it
-    finish(command(tmp_path))
+    assert 'going on from' in finish(command(tmp_path))                   # and not from the start
     (tmp_path/'r.jsonl').write_text(''.join(l + '\n' for l in (tmp_path/'r.jsonl').read_text().splitlines() if not l.endswith('torn')))
     assert lines(tmp_path/'r.jsonl') == whole
 
