@@ -36,6 +36,7 @@ from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner, Recorder
 from fastai.metrics import accuracy, top_k_accuracy
 from fastai.torch_core import num_distrib, rank_distrib
+from fastcore.basics import first
 from fastcore.script import anno_parser, call_parse, is_cli
 from timm.models import save_for_hf
 import gmml_nb
@@ -421,8 +422,10 @@ def save_confusion(
     learn:Learner, # Fine-tuned
     file:Path,     # PNG to write
 ):
-    "The confusion matrix of the validation images, by fastai"
-    with learn.no_bar(): interp = ClassificationInterpretation.from_learner(learn)
+    "The confusion matrix of the validation images, or of the test split where none are held out, by fastai"
+    dl = first(o for o in (learn.dls.valid, learn.dls.test) if o is not None and len(o))
+    if dl is None: return
+    with learn.no_bar(): interp = ClassificationInterpretation.from_learner(learn, dl=dl)
     n = len(learn.dls.vocab)
     s = min(16, 2.5 + .35*n)
     interp.plot_confusion_matrix(figsize=(s, s), plot_txt=n <= 30)

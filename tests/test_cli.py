@@ -117,9 +117,12 @@ def test_finetune(typed, photos, encoder, tmp_path):
     with torch.no_grad(): assert torch.allclose(model((x - mean)/std), learn.model.eval()((x - mean)/std), atol=1e-5)
 
 
-def test_finetune_measures_the_test_split_and_top_5(typed, tmp_path):
-    code, out, err = typed('gmml_finetune', 'digits', '--out', 'cls', '--labels', 40, '--epochs', 1, '--bs', 20, '--augment', 'none', '--in-chans', 1, *TINY)
+@pytest.mark.parametrize('held_out', [.2, 0])
+def test_finetune_measures_the_test_split_and_top_5(typed, tmp_path, held_out):
+    code, out, err = typed('gmml_finetune', 'digits', '--out', 'cls', '--labels', 40, '--epochs', 1, '--bs', 20, '--augment', 'none', '--in-chans', 1,
+                           '--valid-pct', held_out, *TINY)
     assert code == 0, err
+    assert ('validation (' in out) == bool(held_out) and (tmp_path/'cls/confusion.png').exists()
     assert 'random weights' in out and re.search(r'^test \(360 images\): top-1 [\d.]+ %, top-5 [\d.]+ %$', out, flags=re.M)
     assert len(json.loads((tmp_path/'cls/settings.json').read_text())['vocab']) == 10
 
