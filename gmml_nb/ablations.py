@@ -84,6 +84,16 @@ def recipes(self:Experiment) -> tuple: # `Recipe`, `FinetuneRecipe`
     new = {**(self.change or {}), **FIXED.get(self.method, {})}
     return get_recipe(self.recipe, **new), override(FINETUNE_RECIPES['deit'], **(self.finetune or {}))
 
+# %% ../nbs/70_ablations.ipynb #62cbb8c6
+@patch
+def counts(self:Experiment,
+    root=None, # Folder of the data; only a folder of class folders needs to be there
+) -> tuple:    # training images, classes
+    "How many images and classes the run has"
+    if self.data in DATASETS: return self.images or DATASETS[self.data].n_train, DATASETS[self.data].n_classes
+    ds,idxs = self.source(self.data, root)
+    return len(idxs), len(ds.vocab)
+
 # %% ../nbs/70_ablations.ipynb #c17d0bf2
 FINETUNING = ('data', 'labels', 'finetune', 'finetune_epochs', 'finetune_bs', 'augment', 'spare', 'held_out')
 
@@ -93,8 +103,7 @@ def facts(self:Experiment) -> dict: # JSON values
     pre,fine = map(asdict, self.recipes)
     d = dict(asdict(self), recipe=pre, finetune=fine, pretrain_on=self.pretrain_on or self.data, pos_init=pre['pos_init'])
     del d['change']
-    n = self.images or (DATASETS[self.data].n_train if self.data in DATASETS else None)
-    if d['labels'] == n: d['labels'] = None   # all of them
+    if d['labels'] == (self.counts()[0] if self.data in DATASETS else self.images): d['labels'] = None   # all of them; a folder is not read for this
     if self.method not in METHODS:
         for k in ('recipe', 'pretrain_on', 'bs', 'valid_pct'): del d[k]
         if self.method != 'random_long': del d['epochs']
@@ -334,15 +343,6 @@ def _fusions(b, root=None):
     depth = (b.model_args or {}).get('depth', 12)
     sets = ((2,4,6,8,10,12), (4,6,8,10,12), (6,8,10,12), (8,10,12), (10,12), (12,))
     return [dict(blocks=o) for o in dict.fromkeys(tuple(sorted({max(1, round(i*depth/12)) for i in o})) for o in sets)]
-
-@patch
-def counts(self:Experiment,
-    root=None, # Folder of the data; only a folder of class folders needs to be there
-) -> tuple:    # training images, classes
-    "How many images and classes the run has"
-    if self.data in DATASETS: return self.images or DATASETS[self.data].n_train, DATASETS[self.data].n_classes
-    ds,idxs = self.source(self.data, root)
-    return len(idxs), len(ds.vocab)
 
 def _settings(b, root=None):
     r = b.recipes[0]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, init_weights_vit_timm
-from fastcore.all import delegates
+from fastcore.all import delegates, patch
 from .corruption import Zeros, token_grid
 from .decoder import PatchTranspose
 from .loss import MaskedMSELoss
@@ -154,17 +154,19 @@ class MAEDecoder(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=.02)
         for o in (self.embed, *self.blocks.modules()): init_weights_vit_timm(o, needs_reset=False)
 
-    def forward(self,
-        x:torch.Tensor,     # Prefix and visible tokens (bs, p+v, d)
-        order:torch.Tensor, # Visible places first (bs, n)
-    ) -> torch.Tensor:      # Patches as an image (bs, C, H, W)
-        "Pixels of all places; hidden ones begin as the mask token"
-        x = self.embed(x)
-        pre,x = x[:, :self.n_prefix],x[:, self.n_prefix:]
-        masks = self.mask_token.to(x.dtype).expand(len(x), order.shape[1] - x.shape[1], -1)
-        x = unshuffle(torch.cat([x, masks], 1), order) + self.pos
-        x = self.norm(self.blocks(torch.cat([pre, x], 1)))[:, self.n_prefix:]
-        return self.head(x.transpose(1, 2).unflatten(2, self.grid))
+# %% ../nbs/80_baselines.ipynb #0c6785e4
+@patch
+def forward(self:MAEDecoder,
+    x:torch.Tensor,     # Prefix and visible tokens (bs, p+v, d)
+    order:torch.Tensor, # Visible places first (bs, n)
+) -> torch.Tensor:      # Patches as an image (bs, C, H, W)
+    "Pixels of all places; hidden ones begin as the mask token"
+    x = self.embed(x)
+    pre,x = x[:, :self.n_prefix],x[:, self.n_prefix:]
+    masks = self.mask_token.to(x.dtype).expand(len(x), order.shape[1] - x.shape[1], -1)
+    x = unshuffle(torch.cat([x, masks], 1), order) + self.pos
+    x = self.norm(self.blocks(torch.cat([pre, x], 1)))[:, self.n_prefix:]
+    return self.head(x.transpose(1, 2).unflatten(2, self.grid))
 
 # %% ../nbs/80_baselines.ipynb #6e72f593
 class MAE(nn.Module):
@@ -182,23 +184,27 @@ class MAE(nn.Module):
         if not self.visible: raise ValueError(f'ratio={ratio!r} leaves none of {n} patches: give one number, 0 or more and less than 1')
         self.encoder,self.decoder = encoder,MAEDecoder(encoder, decoder_depth, decoder_dim)
 
-    def encode(self,
-        x:torch.Tensor,    # Normalised images (bs, C, H, W)
-        mask:torch.Tensor, # bool (bs, 1, H, W), whole patches, True = hidden
-    ) -> tuple:            # Prefix and visible tokens (bs, p+v, d), and the order of the places, visible first (bs, n)
-        "Tokens of the last block, normed; hidden ones are not among them"
-        vit,p = self.encoder.vit,self.encoder.vit.num_prefix_tokens
-        order = token_mask(mask, self.encoder.patch_size).byte().argsort(dim=1, stable=True)
-        x = embed_tokens(vit, x)
-        x = torch.cat([x[:, :p], gather_tokens(x[:, p:], order[:, :self.visible])], 1)
-        return vit.norm(vit.blocks(x)), order
+# %% ../nbs/80_baselines.ipynb #475129d6
+@patch
+def encode(self:MAE,
+    x:torch.Tensor,    # Normalised images (bs, C, H, W)
+    mask:torch.Tensor, # bool (bs, 1, H, W), whole patches, True = hidden
+) -> tuple:            # Prefix and visible tokens (bs, p+v, d), and the order of the places, visible first (bs, n)
+    "Tokens of the last block, normed; hidden ones are not among them"
+    vit,p = self.encoder.vit,self.encoder.vit.num_prefix_tokens
+    order = token_mask(mask, self.encoder.patch_size).byte().argsort(dim=1, stable=True)
+    x = embed_tokens(vit, x)
+    x = torch.cat([x[:, :p], gather_tokens(x[:, p:], order[:, :self.visible])], 1)
+    return vit.norm(vit.blocks(x)), order
 
-    def forward(self,
-        x:torch.Tensor,    # Normalised images (bs, C, H, W)
-        mask:torch.Tensor, # Hidden pixels, bool (bs, 1, H, W)
-    ) -> torch.Tensor:     # Pixels of normalised patches (bs, C, H, W)
-        "All patches from the visible ones"
-        return self.decoder(*self.encode(x, mask))
+# %% ../nbs/80_baselines.ipynb #1bfb4e73
+@patch
+def forward(self:MAE,
+    x:torch.Tensor,    # Normalised images (bs, C, H, W)
+    mask:torch.Tensor, # Hidden pixels, bool (bs, 1, H, W)
+) -> torch.Tensor:     # Pixels of normalised patches (bs, C, H, W)
+    "All patches from the visible ones"
+    return self.decoder(*self.encode(x, mask))
 
 # %% ../nbs/80_baselines.ipynb #294d476f
 def patch_stats(

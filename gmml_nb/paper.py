@@ -90,7 +90,7 @@ def file_base(
 def transfer_runs(
     arch:str='',            # Part of the architecture's name
     folder='../../results', # As in `sweep_runs`
-) -> dict:                  # {data that is fine-tuned on: runs}; `start` says what was pretrained on, or 'random'
+) -> dict:                  # {data that is fine-tuned on, and what else tells groups apart: runs}; `start`: what was pretrained on, or 'random'
     "Finished runs that pretrain on one data set and fine-tune on another, and what they compare with"
     dfs = [read_results(f) for f in sorted(Path(folder).glob('*.jsonl'))]
     dfs = [o for o in dfs if 'pretrain_on' in o]
