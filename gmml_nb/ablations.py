@@ -28,7 +28,8 @@ from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastprogress.fastprogress import format_time, progress_bar
 from .data import ImageLoaders, finetune_dls, pretrain_dls
 from .datasets import DATASETS, as_labelled, class_order, get_dataset
-from .pretrain import LOSSES, Recipe, SkipValidation, all_processes, get_recipe, known, make_alien, override, pick_device
+from .core import known, override
+from .pretrain import LOSSES, Recipe, SkipValidation, all_processes, get_recipe, make_alien, pick_device
 from .finetune import FINETUNE_RECIPES, finetune_learner
 from .evaluate import interval, own_stats
 from .baselines import METHODS

@@ -1,5 +1,6 @@
 "Everything public, in one import: `from gmml_nb.all import *`. fastai's names come along, for metrics and callbacks."
 from fastai.vision.all import *
+from .core import *
 from .images import *
 from .datasets import *
 from .augment import *
@@ -10,6 +11,7 @@ from .vit import *
 from .decoder import *
 from .loss import *
 from .checkpoint import *
+from .weights import *
 from .pretrain import *
 from .finetune import *
 from .evaluate import *

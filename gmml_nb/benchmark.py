@@ -37,7 +37,8 @@ from fastai.vision.data import ImageBlock
 from .corruption import group_mask, token_grid
 from .data import pixels_and_sizes, pretrain_dls
 from .checkpoint import own_rng
-from .pretrain import augment, get_recipe, gmml_learner, known, make_alien, pick_device, to_float
+from .core import known
+from .pretrain import augment, get_recipe, gmml_learner, make_alien, pick_device, to_float
 from .ablations import StepTimer, add_line, plain_training, provenance, quiet, read_results
 
 # %% ../nbs/98_benchmark.ipynb #d7ba857d

@@ -44,9 +44,11 @@ from .augment import AUGMENTS
 from .data import finetune_dls, pretrain_dls
 from .datasets import DATASETS, as_labelled, get_dataset
 from .vit import GMMLEncoder, check_blocks, upper_blocks
+from .core import known, override
 from .checkpoint import Checkpoint
-from .pretrain import LOSSES, all_processes, get_recipe, gmml_learner, known, make_alien, override, pick_device
-from .finetune import FINETUNE_RECIPES, encoder_source, finetune_learner
+from .weights import encoder_source
+from .pretrain import LOSSES, all_processes, get_recipe, gmml_learner, make_alien, pick_device
+from .finetune import FINETUNE_RECIPES, finetune_learner
 from .benchmark import BENCHMARKS, benchmark
 from .ablations import METHOD_NAMES, SWEEPS, BASES, Experiment, Sweep, plot_sweep, read_results, summary, verdict
 

@@ -22,7 +22,8 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .checkpoint import Checkpoint, damage
 from .vit import resolve_arch
-from .pretrain import Recipe, write_model
+from .weights import write_model
+from .pretrain import Recipe
 
 # %% ../nbs/94_convert.ipynb #e870c115
 def read_checkpoint(

@@ -31,8 +31,8 @@ from fastai.torch_core import default_device, get_model
 from .augment import own_seeds
 from .data import ImageDL, in_the_middle
 from .vit import check_blocks
-from .pretrain import known
-from .finetune import load_encoder
+from .core import known
+from .weights import load_encoder
 
 # %% ../nbs/65_evaluate.ipynb #83bcb6ca
 def interval(

@@ -23,7 +23,8 @@ from sklearn.datasets import load_sample_images
 from .images import Unreadable, as_8bit, image_moments, read_image, stats_of, to_pil
 from .corruption import Noise, Replace, Zeros
 from .decoder import GMMLAutoencoder
-from .pretrain import GMML, known
+from .core import known
+from .pretrain import GMML
 from .evaluate import as_vit, own_stats
 from .ablations import METHOD_NAMES, Experiment, plot_sweep, read_results
 from .paper import paper_numbers

@@ -14,7 +14,7 @@ import pandas as pd
 from .ablations import METHOD_NAMES, Experiment, Sweep, change
 from .evaluate import interval
 from .paper import paper_table
-from .pretrain import known
+from .core import known
 
 # %% ../nbs/75_transfer.ipynb #48ee7da9
 def transfer(

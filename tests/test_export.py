@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from gmml_nb.convert import convert_checkpoint, read_checkpoint
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.export import export_onnx, export_program, push_to_hub, write_card
-from gmml_nb.finetune import finetune_learner, load_encoder
+from gmml_nb.finetune import finetune_learner
+from gmml_nb.weights import load_encoder
 from gmml_nb.pretrain import gmml_learner
 from gmml_nb.vit import GMMLEncoder
 

@@ -15,7 +15,8 @@ from functools import partial
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from gmml_nb.data import finetune_dls, pretrain_dls
-from gmml_nb.finetune import FINETUNE_RECIPES, FinetuneRecipe, SmoothLabels, MixupCutmix, finetune_learner, load_encoder
+from gmml_nb.finetune import FINETUNE_RECIPES, FinetuneRecipe, SmoothLabels, MixupCutmix, finetune_learner
+from gmml_nb.weights import load_encoder
 from gmml_nb.pretrain import gmml_learner
 
 ARCH,TINY = 'vit_tiny_patch16_224', dict(embed_dim=16, depth=3, num_heads=2, patch_size=2)

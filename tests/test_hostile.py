@@ -350,7 +350,7 @@ def test_a_checkpoint_is_never_unpickled(tmp_path, name):
 @pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin', 'checkpoint_path'])
 def test_an_encoder_is_never_unpickled(tmp_path, name):
     "Neither its weights nor what its configuration asks for"
-    from gmml_nb.finetune import load_encoder
+    from gmml_nb.weights import load_encoder
     from gmml_nb.vit import GMMLEncoder
     folder = tiny().export_encoder(tmp_path/'enc')
     if name == 'checkpoint_path':
