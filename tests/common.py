@@ -1,5 +1,5 @@
 "What several tests need"
-import os, socket, sys, traceback
+import os, signal, socket, sys, traceback
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -29,7 +29,12 @@ def child(f, **env):
     except BaseException: traceback.print_exc()
     finally: os._exit(code)
 
-def code(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def code(pid):
+    "How a child has ended; one that is not waited for any longer ends at once"
+    try: return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
 
 def ranks(f):
     "`f` in two processes that train together; their numbers"

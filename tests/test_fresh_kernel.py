@@ -1,10 +1,10 @@
-"Every tutorial and every page of the paper, from top to bottom in a new kernel, as a reader in Jupyter runs it"
+"Every tutorial, from top to bottom in a new kernel, as a reader in Jupyter runs it"
 from concurrent.futures import ThreadPoolExecutor
 import nbformat, pytest
 from common import NAMES, ROOT
 from nbclient import NotebookClient
 
-PAGES = [n for n in NAMES if n.startswith(('tutorials/', 'paper/'))]
+PAGES = [n for n in NAMES if n.startswith('tutorials/')]
 
 
 def run(name):
@@ -20,7 +20,7 @@ def errors():
     with ThreadPoolExecutor(2) as ex: return dict(zip(PAGES, ex.map(run, PAGES)))
 
 
-def test_there_are_pages(): assert len(PAGES) >= 15
+def test_there_are_pages(): assert len(PAGES) >= 2
 
 @pytest.mark.parametrize('name', PAGES)
 def test_page(errors, name):
