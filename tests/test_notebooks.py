@@ -4,7 +4,7 @@ import nbformat, pytest
 from common import NAMES, NOTEBOOKS, ROOT
 
 notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=NAMES)
-CONTAINERS = {'__init__', '_modidx', 'all'}
+CONTAINERS = {'__init__', '_modidx', '_docstrings', 'all'}
 
 
 def directives(cell): return dict(re.findall(r'^#\|\s*(\w+):?[ \t]*(.*)$', cell.source, flags=re.M))
