@@ -1,27 +1,27 @@
-"Everything public, in one import: `from gmml_nb.all import *`. fastai's names come along, for metrics and callbacks."
+"""The public API, in one import: `from gmml_nb.all import *`. fastai's names come along, for metrics and callbacks.
+
+What stands here is what users get; everything else of a chapter is imported by its module's name."""
 from fastai.vision.all import *
-from .core import *
-from .images import *
-from .datasets import *
-from .augment import *
-from .cache import *
-from .data import *
-from .corruption import *
-from .vit import *
-from .decoder import *
-from .loss import *
-from .checkpoint import *
-from .weights import *
-from .pretrain import *
-from .finetune import *
-from .evaluate import *
-from .baselines import *
-from .ablations import *
-from .paper import *
-from .transfer import *
-from .visualise import *
-from .explore import *
-from .export import *
-from .convert import *
-from .cli import *
-from .benchmark import *
+from .images import Unreadable, image_files, read_image
+from .datasets import DATASETS, DatasetSpec, Labelled, get_dataset
+from .augment import AUGMENTS
+from .data import ImageLoaders, finetune_dls, pretrain_dls
+from .corruption import Combine, NoCorruption, Noise, Replace, Zeros, group_mask
+from .vit import GMMLEncoder, upper_blocks
+from .decoder import GMMLAutoencoder, PointwiseDecoder
+from .loss import MaskedL1Loss, MaskedMSELoss
+from .checkpoint import Checkpoint
+from .weights import load_encoder, read_config
+from .pretrain import GMML, RECIPES, ClipEach, LogEvery, Recipe, SkipValidation, all_processes, get_recipe, gmml_learner, method_learner, pick_device
+from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
+from .evaluate import TrackFeatures, feature_rank, features, history, interval, knn_accuracy, linear_probe, long_enough, plot_progress
+from .baselines import MAE, METHODS, SimMIM, autoencoder_learner, mae_learner, simmim_learner
+from .ablations import BASES, METHOD_NAMES, SWEEPS, Experiment, Sweep, difference, plot_sweep, read_results, summary, verdict
+from .paper import claim, claims, paper_numbers, paper_table
+from .transfer import plot_transfer, transfer, transfer_matrix
+from .visualise import ShowReconstructions, compare, show_attention, show_blocks, show_patch_colours, show_token_attention
+from .explore import Explore, Results
+from .export import export_onnx, export_program, push_to_hub, write_card
+from .convert import convert_checkpoint
+from .cli import gmml_bench, gmml_demo, gmml_finetune, gmml_pretrain, gmml_sweep
+from .benchmark import benchmark, plot_growth

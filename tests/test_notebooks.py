@@ -42,11 +42,6 @@ def test_every_module_has_its_notebook():
     assert {p.stem for p in (ROOT/'gmml_nb').glob('*.py')} - CONTAINERS == exported
 
 
-def test_all_imports_every_module():
-    text = (ROOT/'gmml_nb/all.py').read_text()
-    assert set(re.findall(r'^from \.(\w+) import \*$', text, flags=re.M)) == {p.stem for p in (ROOT/'gmml_nb').glob('*.py')} - CONTAINERS
-
-
 def test_chapters_do_not_hide_names_of_each_other():
     import importlib
     owner, twice = {}, []

@@ -54,14 +54,27 @@ def about(o):
     return f'{type(o).__name__}: {textwrap.shorten(held, 150, placeholder=" ...")}'
 
 
+def short_docstrings():
+    "Docstrings without the parameters that `nbdev-export` has put there: pages show those as tables"
+    from gmml_nb._modidx import d
+    for name,syms in d['syms'].items():
+        for n in syms:
+            o = importlib.import_module(name)
+            for part in n.removeprefix(f'{name}.').split('.'): o = getattr(o, part, None)
+            if isinstance(o, property): o = o.fget
+            if getattr(o, '__doc__', None) and (inspect.isfunction(o) or inspect.isclass(o)): o.__doc__ = o.__doc__.split('\n\n')[0]
+
+
 def reference(stage):
     "Write the page of all public names, each with its line and a link to where its chapter explains it"
+    import gmml_nb.all as public
     from gmml_nb._modidx import d
     page = ['---', 'title: Reference', 'description: Every public name, module by module', '---', '',
             'In a session, `from gmml_nb.all import *` brings all of these. A name leads to its parameters, in the chapter that explains it.', '']
     for name,syms in d['syms'].items():
         mod,short = importlib.import_module(name),name.split('.')[-1]
-        names = mod.__all__ + sorted(o for s in syms if (o := s.removeprefix(f'{name}.')).startswith('Learner.') and '._' not in o)
+        names = [o for o in mod.__all__ if hasattr(public, o)] + sorted(o for s in syms if (o := s.removeprefix(f'{name}.')).startswith('Learner.') and '._' not in o)
+        if not names: continue
         page += [f'## {name}', '', (mod.__doc__ or '').split('\n')[0], '', '| name | what it is |', '|---|---|']
         for n in names:
             o = mod
@@ -107,6 +120,7 @@ def main():
     args = p.parse_args()
     out = args.out.resolve()
     os.chdir(ROOT)
+    short_docstrings()
     processed = proc_nbs(n_workers=0, force=True)
     with tempfile.TemporaryDirectory() as d:
         stage = Path(d)/'pages'
