@@ -10,7 +10,7 @@ __all__ = ['IMAGE_SUFFIXES', 'image_files', 'plain_image', 'Unreadable', 'open_i
            'image_moments', 'stats_of', 'decode_files', 'readable', 'measure_depth']
 
 # %% ../nbs/02_images.ipynb #5173f686
-import io, json, os, threading, warnings
+import io, json, os, sys, threading, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +24,6 @@ from fastcore.basics import chunked
 from fastprogress.fastprogress import progress_bar
 from timm.data import create_transform
 from timm.data.transforms import CenterCropOrPad
-from torchvision.io import ImageReadMode, decode_image
 
 # %% ../nbs/02_images.ipynb #ea40be2f
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.bmp', '.dib', '.gif', '.tif', '.tiff', '.webp',
@@ -134,53 +133,68 @@ def black_and_white(
     return [min(0, darkest), white]
 
 # %% ../nbs/02_images.ipynb #0f1cd998
+def _raw(img): # as which layout Pillow reads the file; '' if its pixels were loaded, or are those of no PNG or TIFF
+    args = img.tile[0].args if getattr(img, 'tile', None) and img.format in ('PNG', 'TIFF') else ''
+    return args if isinstance(args, str) else args[0]
+
+def _read_as(img, raw):
+    "Have Pillow read a file as another layout"
+    img.tile = [o._replace(args=raw if isinstance(o.args, str) else (raw, *o.args[1:])) for o in img.tile]
+
 def deep_kind(
-    img: Image.Image, # opened; its pixels not loaded yet, or a Pillow image of any mode
+    img: Image.Image, # opened, or a Pillow image of any mode
 ) -> str | None: # '16-bit', '32-bit', 'float'; None: 8 bits at most
     "Of what kind the numbers of a deep image are"
-    raw = str(img.tile[0][3]) if getattr(img, 'tile', None) and img.format in ('PNG', 'TIFF') else ''
     if img.mode == 'F': return 'float'
-    if img.mode.startswith('I;16') or img.mode == 'I' and (img.format == 'PPM' or ';16' in raw): return '16-bit'
-    if img.mode in ('RGB', 'RGBA') and ';16' in raw: return '16-bit'
+    if img.mode.startswith('I;16') or img.mode == 'I' and img.format == 'PPM': return '16-bit'
+    if img.mode in ('RGB', 'RGBA', 'I') and ';16' in _raw(img): return '16-bit'
     return '32-bit' if img.mode == 'I' else None
 
+def _lower_half(img):
+    "Of colour in 16 bits, opened and not loaded: the lower bytes (h,w,C), or None for other images"
+    raw = _raw(img)
+    if img.mode not in ('RGB', 'RGBA') or ';16' not in raw: return
+    at = img.fp.tell(); img.fp.seek(0)
+    with Image.open(io.BytesIO(img.fp.read()), formats=[img.format]) as other:
+        img.fp.seek(at)
+        order = {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}[raw[-1]]
+        _read_as(other, 'RGBA' if raw == 'LA;16B' else raw[:-1] + order) # grey with alpha is four bytes as well
+        return np.array(other)[..., 1::2] if raw == 'LA;16B' else np.array(other)
+
+# %% ../nbs/02_images.ipynb #42757641
 def _tag(img, i, default=None):
     "A tag of a TIFF; of a tuple the first; `default` where it is missing or damaged, or this is no TIFF"
     try: o = img.tag_v2.get(i, default)
     except Exception: return default
     return (o or (default,))[0] if isinstance(o, tuple) else o
 
-def _numbers(img, data=None):
-    "Pixels of a deep image, floats (h,w,1 or 3), NaN where there is none; its alpha (h,w), 0-255, or None"
-    clear, alpha = img.info.get('transparency'), None
-    if data: a = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy().transpose(1, 2, 0)
-    else: a = np.atleast_3d(np.asarray(img))
+def _numbers(img, low=None):
+    "Pixels of a loaded deep image, floats (h,w,1 or 3), NaN where there is none; its alpha (h,w), 0-255, or None"
+    clear, alpha, a = img.info.get('transparency'), None, np.atleast_3d(np.asarray(img))
+    if low is not None: a = a[..., ::3 if low.shape[2] == 2 else 1]*np.uint16(256) + low # of grey with alpha, Pillow has made RGBA
     if a.dtype == np.int32 and img.format == 'TIFF' and _tag(img, 258) == 32 and _tag(img, 339, 1) == 1: a = a.view(np.uint32)
     c = 1 if a.shape[2] < 3 else 3
-    v, rest = a[..., :c].astype(np.float64 if a.itemsize == 4 else np.float32), a[..., c:]
-    if a.dtype == np.uint8: v = v*257 # the upper half of 16 bits
-    if rest.size: alpha = rest[..., 0]/(1 if a.dtype == np.uint8 else 257)
+    v = a[..., :c].astype(np.float64 if a.itemsize == 4 else np.float32)
+    if a.shape[2] > c: alpha = a[..., c]/257
     elif clear is not None: alpha = 255*(a != clear).any(-1)
     try: v[v == float(_tag(img, 42113))] = np.nan # what GDAL marks as no data
     except (TypeError, ValueError): pass
     v[~(np.abs(v) < 1e38)] = np.nan
+    if np.isnan(v).all(): raise ValueError('none of its pixels is a number')
     return v, alpha
 
 # %% ../nbs/02_images.ipynb #bed579a9
-def _deep_to_8bit(img, kind, depth, data=None, path=None):
+def _deep_to_8bit(img, kind, depth, low=None, path=None):
     "A deep image scaled to 8 bits, with its alpha if it has one"
-    v, alpha = _numbers(img, data)
+    v, alpha = _numbers(img, low)
     none = np.isnan(v)
-    if none.all(): raise ValueError('none of its pixels is a number')
     if none.any(): _note('pixels that are no number (NaN, infinite or marked as none) are black', path)
     black, white = (depth or {}).get(kind) or black_and_white(np.nanmin(v), np.nanmax(v))
-    if img.mode[:3] == 'RGB' and data is None and white < 2**15:
-        raise ValueError(f"colour of 16 bits with white at {white:g}: Pillow keeps the upper 8 bits, {white//256:g} levels. Save it as "
-                         f"PNG, of which all 16 are read, or in 8 bits")
     v = (v - black)/((white - black) or 1)
-    if _tag(img, 262) == 0: v = 1 - v # white is zero
     if (v > 1.001).mean() > .1: _note(f'more than a tenth of its pixels is brighter than white, which is {white:g}', path)
-    res = to_pil(np.nan_to_num(np.where(none, 0, v*255).clip(0, 255).round()).astype(np.uint8).transpose(2, 0, 1))
+    if _tag(img, 262) == 0: v = 1 - v # white is zero
+    v = np.where(none, 0, v.clip(0, 1)*255).round().astype(np.uint8)
+    res = Image.fromarray(v[..., 0] if v.shape[2] == 1 else v)
     if alpha is not None: res.putalpha(Image.fromarray(alpha.round().astype(np.uint8)))
     return res
 
@@ -206,11 +220,11 @@ def _mode(in_chans):
     if in_chans not in (1, 3): raise ValueError(f"in_chans={in_chans}: an image file is read as 1 (grey) or 3 (RGB) channels")
     return 'L' if in_chans == 1 else 'RGB'
 
-def _plain(img, in_chans, kind=None, depth=None, data=None, path=None):
+def _plain(img, in_chans, kind=None, depth=None, low=None, path=None):
     "A loaded image of any mode as grey or RGB, as it lies"
     form, tags, mode = img.format, getattr(img, 'tag_v2', None), _mode(in_chans)
     if kind:
-        img = _deep_to_8bit(img, kind, depth, data, path)
+        img = _deep_to_8bit(img, kind, depth, low, path)
         img.format = form
         if tags is not None: img.tag_v2 = tags
     if img.mode in ('RGBA', 'RGBa', 'LA', 'La', 'PA') or 'transparency' in img.info: img = _over_white(img, path)
@@ -223,18 +237,24 @@ TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.T
          7: _T.TRANSVERSE, 8: _T.ROTATE_90} # by the value of the tag
 SIDEWAYS = {TURNS[o] for o in (5, 6, 7, 8)}
 
+def _may_have_exif(img): # Pillow would decode a PNG to find out, since it may lie behind the pixels
+    at = img.fp.tell(); img.fp.seek(0)
+    data = img.fp.read(); img.fp.seek(at)
+    return any(o in data for o in (b'eXIf', b'Raw profile type', b'XML:com.adobe.xmp'))
+
 def turn_of(
     img: Image.Image, # opened, decoded or not
 ) -> Image.Transpose | None: # what makes it upright
     "How an image is to be turned, by its EXIF tag"
+    if img.format == 'PNG' and img.tile and not _may_have_exif(img): return
     try: return TURNS.get(img.getexif().get(274))
     except Exception: return None # damaged: as if there were none
 
 def upright_size(
-    img: Image.Image, # opened, decoded or not
+    img: Image.Image, # opened, not decoded yet
 ) -> tuple[int, int]: # (height, width)
     "The size of an image as it is to be seen"
-    w, h = img.size
+    w, h = (_tag(img, i, o) for i, o in zip((256, 257), img.size)) # of a TIFF, Pillow may have turned the size alone
     return (w, h) if turn_of(img) in SIDEWAYS else (h, w)
 
 # %% ../nbs/02_images.ipynb #cb08f4f7
@@ -244,16 +264,16 @@ def plain_image(
     depth: dict | None = None, # black and white of deep images, as `measure_depth` gives it; None: of this one
 ) -> Image.Image: # mode 'L' or 'RGB', upright
     "Any Pillow image to grey or RGB: transparency over white, deep ones scaled to 8 bits"
-    kind = deep_kind(img)
+    kind, low = deep_kind(img), _lower_half(img)
     img.load()
-    turn, img = turn_of(img), _plain(img, in_chans, kind, depth)
+    turn, img = turn_of(img), _plain(img, in_chans, kind, depth, low)
     return img if turn is None else img.transpose(turn)
 
 # %% ../nbs/02_images.ipynb #17df3f00
 def _formats():
     "Pillow's names of the formats that are read"
     known = Image.registered_extensions()
-    return sorted({known[o] for o in image_suffixes() if o in known})
+    return sorted({known[o] for o in image_suffixes() if o in known} & set(Image.OPEN)) # MPO is opened as JPEG
 
 # %% ../nbs/02_images.ipynb #44ee045b
 MAX_RATIO = 100 # of the sides of an image
@@ -283,8 +303,7 @@ def _check_tiff(img, path):
     if bits == 16 and n > 1 and _tag(img, 284) == 2: raise ValueError(f"{_tiff_in_words(img.tag_v2)}, plane after plane: {_ADVICE}")
     if bits == 8 and _tag(img, 339) == 2 or n > 1 and img.mode == 'L': raise ValueError(f"{_tiff_in_words(img.tag_v2)}: {_ADVICE}")
     if extra == 0: _note('channels beyond the colours, of unstated meaning, are left out', path)
-    if 'RGBa' in str(img.tile): # not divided by alpha, which may be something else
-        img.tile = [o._replace(args=tuple(a.replace('RGBa', 'RGBA') if isinstance(a, str) else a for a in o.args)) for o in img.tile]
+    if 'RGBa' in _raw(img): _read_as(img, _raw(img).replace('RGBa', 'RGBA')) # not divided by alpha, which may be something else
 
 _ADVICE = "Pillow does not read these. Save it with 1 or 3 channels of 8 or 16 bits, or pass images as an array (tifffile reads them)"
 
@@ -352,14 +371,13 @@ def _several(img):
 def _decode(path, in_chans, want=None, depth=None):
     "An image file as grey or RGB: the picture, what turns it upright, which box of it to take, its upright (height, width)"
     with open_image(path) as img:
-        kind, hw = deep_kind(img), None
-        data = img.fp.getvalue() if kind and img.format == 'PNG' else None
         if img.format == 'TIFF': _check_tiff(img, path)
+        kind, low = deep_kind(img), _lower_half(img)
         if _several(img): _note('only the first of several pictures in a file is read', path)
         hw, turn = upright_size(img), turn_of(img)
         draft = want and img.draft(_mode(in_chans), want[::-1 if turn in SIDEWAYS else 1]) # JPEG: at 1/2, 1/4 or 1/8 where enough
         img.load()
-        return _plain(img, in_chans, kind, depth, data, path), turn_of(img), draft and draft[1], hw
+        return _plain(img, in_chans, kind, depth, low, path), turn_of(img), draft and draft[1], hw
 
 # %% ../nbs/02_images.ipynb #0ef3259c
 def read_image(
@@ -584,7 +602,7 @@ def decode_files(
 
 # %% ../nbs/02_images.ipynb #5ff9e93e
 def say_notes(
-    notes: Counter, # of `decode_files`
+    notes: dict, # of `decode_files`: how many files
     n: int, # files
 ):
     "What there is to say of some of many files, a line each"
@@ -614,16 +632,17 @@ def depth_of(files, kinds):
     "`measure_depth` with the kind of each file; and the lines that say it"
     def ends(f):
         with open_image(f) as img:
-            data = img.fp.getvalue() if img.format == 'PNG' else None
+            if img.format == 'TIFF': _check_tiff(img, f)
+            low = _lower_half(img)
             img.load()
-            v = _numbers(img, data)[0]
+            v = _numbers(img, low)[0]
             return np.nanmin(v), np.nanmax(v)
     depth, said, deep = {}, [], sorted({k for k in kinds if k})
     for kind in deep:
         some = [f for f, k in zip(files, kinds) if k == kind]
         found = np.array([o for o in decode_files(some, ends, Counter()) if not isinstance(o, Unreadable)])
-        if not len(found) or np.isnan(found).all(): continue
-        lo, hi = np.nanmin(found), np.nanmax(found)
+        if not len(found): continue
+        lo, hi = found.min(), found.max()
         black, white = depth[kind] = black_and_white(lo, hi)
         said.append(f"the {f'darkest of {len(some):,} {kind} images is {lo:g}, the ' if black else ''}brightest"
                     f"{'' if black else f' of {len(some):,} {kind} images'} is {hi:g}{' of 65535' if kind == '16-bit' else ''}: "
