@@ -211,7 +211,7 @@ def store_size(
     "The size that files are stored at: as large as there is room for, and as it is of use"
     most, room = (image_sizes(files) if sizes is None else sizes).max(0), min(room_for_pixels(), math.inf if free is None else free/2)
     for k in STORES:
-        store = tuple(max(1, min(math.ceil(k*s - 1e-6) if k > 1.5 else 3*s//2, int(o))) for s, o in zip(size, most))
+        store = tuple(max(1, min(math.ceil(k*s), int(o))) for s, o in zip(size, most))
         if len(files)*in_chans*math.prod(store) <= room: break
     return store
 
@@ -304,7 +304,8 @@ def _lost(s, size):
     "What is lost by storing files smaller than they are, to crops of the paper's sizes"
     area, k = math.prod(size)/math.prod(s.store), min(a/b for a, b in zip(s.store, size))
     if area <= 1.01*SMALLEST or (s.hw <= torch.tensor(s.store)).all(): return ''
-    return f"; stored at {k:.2g} times the size: crops of less than {100*area:.0f} % of an image are enlarged"
+    some = f'crops of less than {100*area:.0f} % of an image' if area < 1 else 'all crops'
+    return f'; stored at {k:.3g} times the size: {some} are enlarged'
 
 # %% ../nbs/08_cache.ipynb #beb80cf5
 def load_stored(

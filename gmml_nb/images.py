@@ -194,7 +194,7 @@ def _deep_to_8bit(img, kind, depth, low=None, path=None):
     if (v > 1.001).mean() > .1: _note(f'more than a tenth of its pixels is brighter than white, which is {white:g}', path)
     if _tag(img, 262) == 0: v = 1 - v # white is zero
     v = np.where(none, 0, v.clip(0, 1)*255).round().astype(np.uint8)
-    res = to_pil(v.transpose(2, 0, 1))
+    res = Image.fromarray(v[..., 0] if v.shape[2] == 1 else v)
     if alpha is not None: res.putalpha(Image.fromarray(alpha.round().astype(np.uint8)))
     return res
 
@@ -237,18 +237,24 @@ TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.T
          7: _T.TRANSVERSE, 8: _T.ROTATE_90} # by the value of the tag
 SIDEWAYS = {TURNS[o] for o in (5, 6, 7, 8)}
 
+def _may_have_exif(img): # Pillow would decode a PNG to find out, since it may lie behind the pixels
+    at = img.fp.tell(); img.fp.seek(0)
+    data = img.fp.read(); img.fp.seek(at)
+    return any(o in data for o in (b'eXIf', b'Raw profile type', b'XML:com.adobe.xmp'))
+
 def turn_of(
     img: Image.Image, # opened, decoded or not
 ) -> Image.Transpose | None: # what makes it upright
     "How an image is to be turned, by its EXIF tag"
+    if img.format == 'PNG' and img.tile and not _may_have_exif(img): return
     try: return TURNS.get(img.getexif().get(274))
     except Exception: return None # damaged: as if there were none
 
 def upright_size(
-    img: Image.Image, # opened, decoded or not
+    img: Image.Image, # opened, not decoded yet
 ) -> tuple[int, int]: # (height, width)
     "The size of an image as it is to be seen"
-    w, h = img.size
+    w, h = (_tag(img, i, o) for i, o in zip((256, 257), img.size)) # of a TIFF, Pillow may have turned the size alone
     return (w, h) if turn_of(img) in SIDEWAYS else (h, w)
 
 # %% ../nbs/02_images.ipynb #cb08f4f7
