@@ -33,7 +33,7 @@ from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, get_model, num_distrib, rank_distrib
 from fastprogress.fastprogress import format_time
-from .core import known, override
+from .core import known, number, numbers, override
 from .augment import color_jitter, gaussian_blur, random_flip, random_resized_crop
 from .data import pixels_and_sizes, in_the_middle
 from .corruption import Combine, NoCorruption, Noise, Replace, Zeros
@@ -42,6 +42,29 @@ from .decoder import GMMLAutoencoder, PointwiseDecoder
 from .loss import MaskedL1Loss, MaskedMSELoss
 from .checkpoint import Checkpoint, fit_run, what_ran
 from .weights import write_model
+
+# %% ../nbs/50_pretrain.ipynb #d3ed1fae
+CHOICES = dict(alien=('zeros', 'noise', 'replace', 'comb1', 'comb2', 'none'), unit=('token', 'pixel'), placement=('even', 'authors'),
+               decoder_act=('relu', 'gelu'), pos_init=('random', 'sincos'), loss=('l1', 'l2'))
+WHAT = dict(alien='alien concept', unit='unit of a group', placement='placement', decoder_act='activation', pos_init='position embedding', loss='loss')
+
+def check_recipe(
+    r, # `Recipe`
+):
+    "Raise a `ValueError` for a choice that no run can have"
+    for k,names in CHOICES.items(): known(getattr(r, k), names, WHAT[k])
+    def each(*names, **limits):
+        for k in names: number(k, getattr(r, k), **limits)
+    each('lr', open='low')
+    each('lr_end', 'warmup', 'wd', 'wd_end', 'clip')
+    each('mom', 'sqr_mom', 'drop_path', high=1, open='high')
+    each('max_side', 'flip', 'jitter_p', 'blur_p', high=1)
+    each('views', low=1, whole=True), each('decoder_layers', whole=True)
+    for k in ('zeros', 'noise', 'replace'):
+        v = getattr(r, k)
+        numbers(k, v, 2, high=1) if isinstance(v, (tuple, list)) else number(k, v, high=1)
+    numbers('crop', r.crop, 2, high=1, open='low'), numbers('blur', r.blur, 2, open='low'), numbers('jitter', r.jitter, 4)
+    number('jitter (its fourth number, hue)', r.jitter[3], high=.5)
 
 # %% ../nbs/50_pretrain.ipynb #e67a1750
 @dataclass(frozen=True)
@@ -76,12 +99,24 @@ class Recipe:
     mom: float = .9                      # Adam's beta 1
     sqr_mom: float = .999                # Adam's beta 2
     clip: float = 3.                     # largest gradient norm of a single tensor; 0: no clipping
+    def __post_init__(self): check_recipe(self)
 
 # %% ../nbs/50_pretrain.ipynb #1ba640f7
 RECIPES = dict(
     paper=Recipe(),
     official=Recipe(noise=(.5, .75), zeros=(.5, .75), unit='pixel', placement='authors', donor_self=True,
                     views=2, blur_p=.1, decoder_layers=3, decoder_act='gelu'))
+
+# %% ../nbs/50_pretrain.ipynb #50376ff3
+ALSO = {k: v for v,ks in dict(lr='learning_rate max_lr base_lr lr_max blr', lr_end='min_lr lr_min', wd='weight_decay', mom='momentum beta1', sqr_mom='beta2',
+        clip='grad_clip clip_grad max_norm gradient_clip_val', warmup='warmup_epochs', drop_path='drop_path_rate drop_rate dropout', jitter='color_jitter',
+        flip='hflip', crop='crop_scale scale min_scale', views='n_views num_views', decoder_layers='decoder_depth', blocks='layers', alien='corruption').items() for k in ks.split()}
+ALSO |= dict.fromkeys('mask_ratio masking_ratio ratio mask'.split(), 'The corrupted share is noise=, replace= and zeros=, each a number or (low, high)')
+ALSO |= dict.fromkeys('epochs n_epoch n_epochs num_epochs'.split(), 'The length of a run is given to fit_gmml(300)')
+ALSO |= dict.fromkeys('embed_dim depth num_heads mlp_ratio'.split(), "It belongs to timm's model: model_args=dict(embed_dim=192, depth=12, num_heads=3)")
+ALSO |= dict.fromkeys('bs batch_size size img_size image_size in_chans valid_pct num_workers device'.split(), 'It belongs to the loaders: give it to pretrain_dls')
+ALSO |= dict.fromkeys('loss_func opt_func optimizer splitter wd_bn_bias'.split(), "The recipe has its own loss and AdamW: choose loss='l1' or 'l2', lr=, wd=, mom=")
+ALSO |= dict.fromkeys('weights checkpoint_path encoder'.split(), 'timm gives weights with pretrained=True, and an exported folder is arch="local-dir:FOLDER"')
 
 # %% ../nbs/50_pretrain.ipynb #96b25597
 def get_recipe(
@@ -90,7 +125,8 @@ def get_recipe(
 ) -> Recipe:        # The recipe of a run
     "A named recipe with some fields changed; an unknown name or field is a `ValueError` that suggests the nearest"
     if isinstance(recipe, str): recipe = RECIPES[known(recipe, RECIPES, 'recipe')]
-    return override(recipe, **overrides)
+    if not isinstance(recipe, Recipe): raise ValueError(f'recipe={recipe!r}: give one of {", ".join(map(repr, RECIPES))}, or a Recipe')
+    return override(recipe, ALSO, **overrides)
 
 # %% ../nbs/50_pretrain.ipynb #b09b2b8d
 def make_alien(
@@ -100,7 +136,7 @@ def make_alien(
     kw = dict(max_side=r.max_side, unit=r.unit, placement=r.placement)
     z,n,p = Zeros(r.zeros, **kw), Noise(r.noise, **kw), Replace(r.replace, allow_self=r.donor_self, **kw)
     aliens = dict(zeros=z, noise=n, replace=p, comb1=Combine(n, p), comb2=Combine(z, n, p), none=NoCorruption())
-    return aliens[known(r.alien, aliens, 'alien concept')]
+    return aliens[r.alien]
 
 # %% ../nbs/50_pretrain.ipynb #795bd1a2
 def augment(
@@ -364,10 +400,25 @@ def check_unlabelled(
     dls:DataLoaders, # What pretraining was given
 ):
     "Raise a `ValueError` unless a batch is a 1-tuple of images; a bare tensor, fastai would train on its first image alone"
+    if not isinstance(dls, DataLoaders):
+        src = repr(str(dls)) if isinstance(dls, (str, Path)) else '...'
+        raise ValueError(f'dls is a {type(dls).__name__}, not loaders: make them first, gmml_learner(pretrain_dls({src}), ...)')
     with torch.random.fork_rng(devices=[]): b = dls.one_batch()
     if isinstance(b, (tuple, list)) and len(b) == 1 and hasattr(dls, 'stats'): return
     what = f'{len(b)} tensors' if isinstance(b, (tuple, list)) else 'a bare tensor'
     raise ValueError(f'a batch is {what}, and pretraining takes 1-tuples of clean images with their statistics: make the loaders with pretrain_dls')
+
+# %% ../nbs/50_pretrain.ipynb #e454dd1c
+def build_encoder(
+    arch:str,     # timm name of a `VisionTransformer`
+    r:Recipe,     # Its `blocks`, `drop_path` and `pos_init`
+    **model_args, # More arguments of `GMMLEncoder`
+) -> GMMLEncoder:
+    "The encoder; what timm cannot build is a `ValueError`"
+    try: return GMMLEncoder(arch, r.blocks, drop_path=r.drop_path, pos_init=r.pos_init, **model_args)
+    except (AssertionError, AttributeError, TypeError, RuntimeError, ZeroDivisionError) as e:
+        raise ValueError(f'timm cannot build {arch!r} with { {k: v for k,v in model_args.items() if v not in (None, False)} }: '
+            f'{str(e) or type(e).__name__}. It must be a VisionTransformer, such as vit_small_patch16_224, whose embed_dim its num_heads divides') from e
 
 # %% ../nbs/50_pretrain.ipynb #719cb5ee
 def method_learner(
@@ -383,18 +434,21 @@ def method_learner(
 ) -> Learner:
     "A `Learner` that pretrains `arch` with the recipe's optimiser, and with the model, callback and loss of some method"
     r = get_recipe(recipe, **overrides)
+    number('seed', seed, -2**62, 2**62, whole=True)
+    if not isinstance(model_args or {}, dict): raise ValueError(f'model_args={model_args!r}: give a dict, such as dict(embed_dim=192, num_heads=3)')
     check_unlabelled(dls)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size,
-                          drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
+        enc = build_encoder(arch, r, pretrained=pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size, **(model_args or {}))
         model = make_model(enc, r)
     enc.vit.set_grad_checkpointing(grad_checkpoint)
     if compile: model.compile()
     cbs = [callback(r, enc.patch_size, dls.stats, seed), GlobalMean(accumulate), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
            *([] if len(dls.valid) else [SkipValidation()]), *listify(cbs)]
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
-    return Learner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
+    learn = Learner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
+    learn.recipe = r
+    return learn
 
 # %% ../nbs/50_pretrain.ipynb #fc948507
 ACTS = dict(relu=nn.ReLU, gelu=nn.GELU)
@@ -405,15 +459,14 @@ def gmml_model(
     r:Recipe,        # Choices of the run
 ) -> nn.Module:
     "The encoder and the decoder that the recipe names"
-    act = ACTS[known(r.decoder_act, ACTS, 'activation')]
-    return GMMLAutoencoder(enc, PointwiseDecoder(enc.dim, enc.in_chans, enc.patch_size, r.decoder_layers, act))
+    return GMMLAutoencoder(enc, PointwiseDecoder(enc.dim, enc.in_chans, enc.patch_size, r.decoder_layers, ACTS[r.decoder_act]))
 
 def recipe_loss(
     enc:GMMLEncoder, # Any
     r:Recipe,        # Choices of the run
 ) -> nn.Module:
     "The loss that the recipe names"
-    return LOSSES[known(r.loss, LOSSES, 'loss')]()
+    return LOSSES[r.loss]()
 
 # %% ../nbs/50_pretrain.ipynb #2fd3544e
 def gmml_learner(
@@ -576,7 +629,9 @@ def state_dict(self:GMML):
     return dict(generator=self.generator.get_state())
 
 @patch
-def load_state_dict(self:GMML, state): self.generator.set_state(state['generator'])
+def load_state_dict(self:GMML, state):
+    if self.generator is None: self.generator = torch.Generator(next(self.model.parameters()).device)   # of a run that had finished
+    self.generator.set_state(state['generator'])
 
 # %% ../nbs/50_pretrain.ipynb #80f5fa32
 @patch

@@ -10,6 +10,7 @@ import fastai.callback.fp16, fastai.callback.schedule   # patch `to_fp16`, `lr_f
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import load_learner
+from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import pretrain_dls
 from gmml_nb.pretrain import RECIPES, Recipe, gmml_learner
 
@@ -97,11 +98,11 @@ def checkpointed(tmp_path, n=2, **kw): return fit(learner(path=tmp_path, **kw), 
 def test_finished_run_is_not_run_again(tmp_path):
     a = checkpointed(tmp_path)
     assert digest(a) == digest(checkpointed(tmp_path))
-    assert sorted(o.name for o in (tmp_path/'ck').iterdir()) == ['epoch_00000_batch_000002', 'epoch_00002_batch_000000']
+    assert [o.name for o in (tmp_path/'ck').iterdir()] == ['finished']
 
 def test_checkpoint_of_another_recipe(tmp_path):
     checkpointed(tmp_path)
-    with pytest.raises(ValueError, match='another run: replace was 0.3 and is 0.4.*Choose another checkpoint folder'):
+    with pytest.raises(ValueError, match='another run, which has finished: replace was 0.3 and is 0.4.*Choose another checkpoint folder'):
         checkpointed(tmp_path, replace=.4)
 
 @pytest.mark.parametrize('change', [dict(seed=7), dict(bs=4), dict(model_args=dict(TINY, embed_dim=32)), dict(patch_size=4),
@@ -114,20 +115,34 @@ def test_checkpoint_of_another_length(tmp_path):
     checkpointed(tmp_path)
     with pytest.raises(ValueError, match='another run.*Choose another checkpoint folder'): checkpointed(tmp_path, 3)
 
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+    "Two checkpoints of a run that was stopped in its last step but one, and the weights that it would have come to"
+    class Stop(Callback):
+        order = 99
+        def after_batch(self):
+            if self.training and self.train_iter == 3: raise KeyboardInterrupt
+    d = tmp_path_factory.mktemp('stopped')
+    with pytest.raises(KeyboardInterrupt): fit(learner(), checkpoint=Checkpoint(d, steps=1), cbs=Stop())
+    return d,digest(fit(learner()))
+
 @pytest.mark.parametrize('file', ['model.safetensors', 'state.pt', 'config.json', 'rng.pt', 'checksums.json'])
 @pytest.mark.parametrize('how', ['cut', 'gone'])
-def test_damaged_checkpoint(tmp_path, capsys, file, how):
+def test_damaged_checkpoint(stopped, tmp_path, capsys, file, how):
     "It is named and the one before is taken; when none is whole, that is an error"
-    whole = checkpointed(tmp_path)
+    whole = stopped[1]
+    shutil.copytree(stopped[0], tmp_path/'ck')
     first,last = sorted((tmp_path/'ck').iterdir())
     def spoil(f):
         if how == 'cut': f.write_bytes(f.read_bytes()[:len(f.read_bytes())//2])
         else: f.unlink()
     spoil(last/file)
-    assert digest(checkpointed(tmp_path)) == digest(whole)
+    shutil.copytree(tmp_path/'ck', tmp_path/'worse')
+    assert digest(checkpointed(tmp_path)) == whole
     said = capsys.readouterr().out
     assert f'{last} is damaged ({file}' in said and f'going on from {first}' in said
-    for o in (tmp_path/'ck').iterdir(): spoil(o/file)
+    shutil.rmtree(tmp_path/'ck'), (tmp_path/'worse').rename(tmp_path/'ck')
+    spoil(first/file)
     with pytest.raises(ValueError, match='(?s)is whole. Remove'): checkpointed(tmp_path)
 
 # Stops and casts ---------------------------------------------------------------------------------------------------
