@@ -22,11 +22,10 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from safetensors.torch import load_file
 from .core import known
+from .images import crop_mode
 from .vit import image_geometry, init_positions, model_place, read_config, resample_positions, resolve_arch, timm_model
 
 # %% ../nbs/48_weights.ipynb #b61ac5b7
-CROP_MODES = dict(crop='center', pad='border', squish='squash')   # fastai's words, timm's words
-
 def as_features(
     vit:nn.Module,      # Without a head
     model_args:dict=None, # Arguments of `timm.create_model` that made it
@@ -52,7 +51,7 @@ def write_model(
     "Write a model as timm reads it; each file is whole or not there"
     folder,(mean,std) = Path(folder).expanduser(),([round(float(v), 6) for v in o] for o in stats)
     if mean_pool and not model.num_classes: model,model_args = as_features(model, model_args)
-    data = dict(mean=mean, std=std, interpolation='bicubic', crop_pct=float(crop_pct), crop_mode=CROP_MODES[known(resize, CROP_MODES, 'resize')])
+    data = dict(mean=mean, std=std, interpolation='bicubic', crop_pct=float(crop_pct), crop_mode=crop_mode(resize))
     config = dict(config, **(dict(depth=depth) if depth else {}), pretrained_cfg=dict(tag='gmml', license=None, **data))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
@@ -222,6 +221,6 @@ def prepared(
         return {k: getattr(encoder.dls, k, None) for k in keys} | dict(stats=getattr(getattr(encoder, 'gmml', encoder.dls), 'stats', None))
     kind,where = model_place(encoder)
     cfg = dict(pretrained_cfg=timm.get_pretrained_cfg(where).to_dict()) if kind == 'timm' else read_config(where if kind == 'folder' else encoder)
-    pre,words = cfg.get('pretrained_cfg') or {}, {v: k for k,v in CROP_MODES.items()}
+    pre,words = cfg.get('pretrained_cfg') or {}, {crop_mode(o): o for o in ('crop', 'pad', 'squish')}
     return dict(stats=(pre['mean'], pre['std']) if pre.get('mean') and pre.get('std') else None, depth=cfg.get('depth'),
                 resize=words.get(pre.get('crop_mode') or 'center'), crop_pct=pre.get('crop_pct'))
