@@ -107,6 +107,13 @@ def ready_loss(
     if not isinstance(o, torch.Tensor) or o.numel() != 1 or not o.requires_grad:
         raise ValueError(f'loss_func={name} returns {"a tensor of shape " + str(tuple(o.shape)) if isinstance(o, torch.Tensor) else repr(o)}: it must be one number that depends on the logits')
 
+# %% ../nbs/60_finetune.ipynb #6273d103
+def weighted_cross_entropy(pred, y, weight, smoothing=0., ignore_index=-100):
+    "Mean of smoothed cross-entropies, an image weighing what its class does"
+    w = weight*(torch.arange(len(weight), device=weight.device) != ignore_index)
+    w = w[y.clamp(min=0)]
+    return (w*nn.functional.cross_entropy(pred, y, reduction='none', label_smoothing=smoothing, ignore_index=ignore_index)).sum()/w.sum()
+
 # %% ../nbs/60_finetune.ipynb #a2cd096e
 class TrainLoss(Callback):
     "While training, the learner's loss with label smoothing, where it is a cross-entropy without"
@@ -116,8 +123,9 @@ class TrainLoss(Callback):
     ): self.smoothing = smoothing
 
     def smoothed(self, loss):
-        if type(loss) is not CrossEntropyLossFlat or loss.func.label_smoothing: return loss
+        if type(loss) is not CrossEntropyLossFlat or loss.func.label_smoothing or not self.smoothing: return loss
         f = loss.func
+        if f.weight is not None and f.reduction == 'mean': return partial(weighted_cross_entropy, weight=f.weight, smoothing=self.smoothing, ignore_index=f.ignore_index)
         return CrossEntropyLossFlat(weight=f.weight, ignore_index=f.ignore_index, reduction=f.reduction, axis=loss.axis, label_smoothing=self.smoothing)
     def training_loss(self, loss): return self.smoothed(loss)
 
@@ -392,9 +400,10 @@ def finetune_facts(self:Learner,
     n_epoch:int, # Length of the run
 ) -> dict:       # JSON values
     "What a run must share with one that it goes on from"
-    model = get_model(self.model)
-    return dict(asdict(self.recipe), n_epoch=n_epoch, arch=model.default_cfg.get('architecture'), origin=self.origin, seed=self.seed,
-                parameters=sum(p.numel() for p in model.parameters()), images=len(self.dls.train.dataset), bs=self.dls.bs)
+    ps = list(get_model(self.model).parameters())
+    return dict(asdict(self.recipe), n_epoch=n_epoch, arch=get_model(self.model).default_cfg.get('architecture'), origin=self.origin, seed=self.seed,
+                parameters=sum(p.numel() for p in ps), trained_parameters=sum(p.numel() for p in ps if p.requires_grad),
+                images=len(self.dls.train.dataset), bs=self.dls.bs)
 
 # %% ../nbs/60_finetune.ipynb #42e5d40c
 @patch
