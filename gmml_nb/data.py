@@ -10,6 +10,7 @@ __all__ = ['ImageSet', 'ImageDL', 'pixels_and_sizes', 'in_the_middle', 'ImageLoa
 
 # %% ../nbs/00_data.ipynb #c056a9c5
 import os, random
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -24,27 +25,54 @@ from fastai.vision.core import show_image
 from fastai.vision.data import get_grid
 from fastcore.basics import chunked, noop, patch
 from .augment import Augment, centre_crop, own_seeds
-from .cache import check_cache, fits_in_ram, load_stored, on_device
-from .datasets import Labelled, as_labelled, as_source, class_order
-from .images import (as_8bit, as_float, as_images, decode_files, fit_batch, fit_image, from_pil,
-                            image_files, image_moments, image_sizes, in_threads, plain_image, read_image, read_stored,
+from .cache import check_cache, fits_in_ram, load_stored, on_device, store_size
+from .datasets import as_labelled, as_unlabelled, class_names, class_order, read_source
+from .images import (Unreadable, _say, as_8bit, as_float, as_images, check_resize, decode_files, fit_batch, fit_image, from_pil,
+                            image_moments, image_sizes, in_threads, measure_depth, plain_image, read_image, read_stored,
                             readable, stats_of, to_pil)
+
+# %% ../nbs/00_data.ipynb #d6aabc60
+def as_picture(
+    o, # path, Pillow image, `Row` of a dataset, or array
+    in_chans: int = 3, # 1: grey, 3: RGB
+    short: int | None = None, # px; the shorter side of a file is brought down to this if it is longer
+    depth: dict | None = None, # what is black and white in deep files; None: in this one alone
+) -> Image.Image: # mode 'L' or 'RGB', upright
+    "Whatever stands for a picture, decoded"
+    if isinstance(o, (str, Path)): return read_image(o, in_chans, short, depth)
+    try:
+        img = o() if callable(o) else o
+        if isinstance(img, (np.ndarray, torch.Tensor)): return plain_image(to_pil(as_8bit(as_images(img[None])[0])), in_chans)
+        return plain_image(img, in_chans, depth)
+    except Exception as e: raise Unreadable(repr(o), f'{type(e).__name__}: {e}') from e # as many kinds as there are datasets
+
+def squeezed(o, store, in_chans, depth=None):
+    "`read_stored` of whatever stands for a picture"
+    if isinstance(o, (str, Path)): return read_stored(o, store, in_chans, depth)
+    img = as_picture(o, in_chans, None, depth)
+    small = img if img.size == store[::-1] else img.resize(store[::-1], Image.Resampling.BICUBIC)
+    return np.array(from_pil(small)), img.size[::-1]
 
 # %% ../nbs/00_data.ipynb #b003a472
 class ImageSet:
     "Images without labels, given out a batch at a time, as they are stored"
     n_inp = 1 # fastai: how many parts of a batch are input
+    crop_pct, given = 1., frozenset() # share of the side that held-out images show; what the caller chose himself
     def __init__(self,
-        items, # (n,C,h,w) tensor, or list of paths
+        items, # (n,C,h,w) tensor, or list of paths (or of what else `as_picture` opens)
         size: tuple[int, int], # (H, W) that they are for
         in_chans: int = 3, # C
         stats: tuple | None = None, # (mean, std) of the training images
         hw: torch.Tensor | None = None, # (n,2) height and width of each original; None: their own pixels
-        rows=None, # indices into items and hw: these images are the set; None: all
-        store: tuple[int, int] | None = None, # (h, w) that files are squeezed to
+        rows=None, # indices into items, pixels and hw: these images are the set; None: all
+        store: tuple[int, int] | None = None, # (h, w) that images are squeezed to
+        pixels: torch.Tensor | None = None, # (n,C,h,w) of the items, decoded; None: read anew
+        depth: dict | None = None, # what is black and white in deep files
+        resize: str = 'crop', # held-out images that have not the shape of `size`: 'crop', 'pad' or 'squish'
     ):
-        self.all, self.size, self.in_chans, self.stats = items, size, in_chans, stats
+        self.all, self.size, self.in_chans, self.stats, self.depth, self.resize = items, size, in_chans, stats, depth, resize
         self.hw, self.rows, self.store = hw, None if rows is None else torch.as_tensor(rows), store
+        self.pixels = items if isinstance(items, torch.Tensor) else pixels
     def __len__(self): return len(self.all if self.rows is None else self.rows)
     def __getitem__(self, i): return tuple(o[0] for o in self.batch([i]))
     @property
@@ -56,17 +84,18 @@ def batch(self: ImageSet, idxs, epoch=0):
     "Stored images (bs,C,h,w), with their original sizes as the attribute `hw`"
     i = torch.as_tensor(idxs, dtype=torch.long)
     if self.rows is not None: i = self.rows[i]
-    if isinstance(self.all, torch.Tensor): # `index_select` copies whole rows, many times faster than `[i]`
-        i = i.to(self.all.device)
-        return (TensorImage(self.all.index_select(0, i), hw=None if self.hw is None else self.hw[i]),)
-    x, hw = zip(*in_threads(partial(read_stored, store=self.store, in_chans=self.in_chans), _take(self.all, i)))
-    return (TensorImage(torch.from_numpy(np.stack(x)), hw=torch.tensor(hw)),)
+    fit = {} if self.resize == 'crop' else dict(fit=(self.resize, self.stats[0].tolist()))
+    if self.pixels is not None: # `index_select` copies whole rows, many times faster than `[i]`
+        i = i.to(self.pixels.device)
+        return (TensorImage(self.pixels.index_select(0, i), hw=None if self.hw is None else self.hw[i], **fit),)
+    x, hw = zip(*in_threads(partial(squeezed, store=self.store, in_chans=self.in_chans, depth=self.depth), _take(self.all, i)))
+    return (TensorImage(torch.from_numpy(np.stack(x)), hw=torch.tensor(hw), **fit),)
 
 @patch
 def new_empty(self: ImageSet):
     "The same without images: what `Learner.export` keeps"
     res = type(self).__new__(type(self))
-    res.__dict__.update(self.__dict__, all=[], hw=None, rows=None)
+    res.__dict__.update(self.__dict__, all=[], pixels=None, hw=None, rows=None)
     if getattr(res, 'labels', None) is not None: res.labels = res.labels[:0]
     return res
 
@@ -146,7 +175,7 @@ def new(self: ImageDL, dataset=None, cls=None, **kwargs):
     kw = dict(dataset=self.dataset if dataset is None else dataset, bs=self.bs, shuffle=self.shuffle,
               drop_last=self.drop_last, num_workers=self.workers, seed=self.seed,
               device=self.device, after_batch=self.after_batch)
-    return (cls or type(self))(**{**kw, **kwargs})
+    return (cls or type(self))(**{**kw, **{k: v for k, v in kwargs.items() if k not in ('shuffled', 'process')}}) # fastai's slips
 
 @patch
 def to_detach(self: ImageDL, b, cpu=True, gather=True):
@@ -172,79 +201,116 @@ def in_the_middle(
     x: torch.Tensor, # a batch of `ImageSet`, or any images: uint8, or float in [0,1]
     size: tuple[int, int], # (H, W)
 ) -> torch.Tensor: # plain floats (bs,C,H,W)
-    "The middle of stored images, undistorted: what is shown of held-out ones"
-    x, hw = pixels_and_sizes(x)
-    return centre_crop(x, size, hw)
+    "Stored images as they are shown when they are held out: the middle, undistorted, or what `resize` asked for"
+    how, (x, hw) = getattr(x, 'fit', None), pixels_and_sizes(x)
+    if how is None: return centre_crop(x, size, hw)
+    return whole(x, size, hw, *how)
+
+# %% ../nbs/00_data.ipynb #a80fdf24
+def whole(x, size, hw, resize, fill):
+    "All of each stored image (bs,C,h,w): squeezed to `size`, or with a margin of the colour `fill` around it"
+    x, size = as_float(x), tuple(size)
+    if resize == 'squish': return fit_batch(x, size, 'squish')
+    y = torch.as_tensor(fill, device=x.device).view(1, -1, 1, 1).repeat(len(x), 1, *size)
+    for i, (h, w) in enumerate(hw.tolist() if hw is not None else [x.shape[-2:]]*len(x)):
+        s = min(size[0]/h, size[1]/w)
+        a, b = max(1, round(h*s)), max(1, round(w*s))
+        top, left = (size[0]-a)//2, (size[1]-b)//2
+        y[i, :, top:top+a, left:left+b] = fit_batch(x[i:i+1], (a, b), 'squish')[0]
+    return y
 
 # %% ../nbs/00_data.ipynb #5c5b7bc4
 @patch
 def decode(self: ImageDL, b):
     "The batch on the CPU, in its final size, normalisation undone"
-    x, *y = (t(o) for t, o in zip((TensorImage, TensorCategory), to_cpu(b)))
+    b = to_cpu(b)
+    x, *y = (t(o) for t, o in zip((TensorImage, TensorCategory), b if isinstance(b, (tuple, list)) else (b,)))
     if not getattr(self.dataset, 'normed', False): return (TensorImage(in_the_middle(x, self.dataset.size)), *y)
     m, s = (o[:, None, None] for o in self.dataset.stats)
     return (TensorImage(x*s + m), *y)
 
 @patch
-def show_batch(self: ImageDL, b=None, max_n=8, ctxs=None, show=True, nrows=1, ncols=None, figsize=None, **kwargs):
-    "Draw the first images of a batch, with their class where there is one"
+def draw(self: ImageDL, x, titles, nrows=None, ncols=None, figsize=None, ctxs=None, **kwargs):
+    "Pictures (n,C,H,W) in a grid: of more than three channels the first three, of two the first"
+    n = len(x)
+    nrows = nrows or (-(-n//ncols) if ncols else 1)
+    if ctxs is None: ctxs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize or (1.1*-(-n//nrows), 1.3*nrows))
+    for o, title, ax in zip(x, titles, ctxs):
+        o = as_float(o.as_subclass(torch.Tensor)).clamp(0, 1)
+        show_image(o[:3] if len(o) >= 3 else o[:1], ctx=ax, title=title, cmap='gray', **kwargs)
+
+# %% ../nbs/00_data.ipynb #2c2c5115
+@patch
+def show_batch(self: ImageDL, b=None, max_n=8, ctxs=None, show=True, unique=False, **kwargs):
+    "Draw the first images of a batch, with their class where there is one; `unique`: one image, as each epoch has it"
+    if b is None and unique:
+        b = [self.dataset.batch([0], epoch) for epoch in range(max_n)]
+        b = tuple(torch.cat(o) for o in zip(*b))
     if b is None: b = self.one_batch()
     if not show: return TfmdDL.show_batch(self, b, max_n=max_n, show=False)
     x, *y = self.decode(b)
-    n = min(max_n, len(x))
-    if ctxs is None: ctxs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize or (1.1*-(-n//nrows), 1.3*nrows))
-    for i, ax in zip(range(n), ctxs):
-        o = as_float(x[i].as_subclass(torch.Tensor)).clamp(0, 1)
-        title = self.dataset.vocab[int(y[0][i])] if y else None
-        show_image(o[:3] if len(o) >= 3 else o[:1], ctx=ax, title=title, cmap='gray', **kwargs)
+    titles = [self.dataset.vocab[int(o)] for o in y[0][:max_n]] if y else [None]*max_n
+    self.draw(x[:max_n], titles, ctxs=ctxs, **kwargs)
+
+@patch
+def show_results(self: ImageDL, b, out, max_n=8, ctxs=None, show=True, **kwargs):
+    "Draw images with their class and, below it, the predicted one; of images without labels, what came out below what went in"
+    if not show: return TfmdDL.show_results(self, b, out, max_n=max_n, show=False)
+    (x, *y), out = self.decode(b), out[0] if isinstance(out, (tuple, list)) else out
+    x, n = x[:max_n], min(max_n, len(x))
+    if getattr(self.dataset, 'normed', False):
+        v = self.dataset.vocab
+        names = [[v[int(i)] for i in o[:n]] for o in (*y, out)]
+        return self.draw(x, ['\n'.join(map(str, o)) for o in zip(*names)], ctxs=ctxs, **{'figsize': (1.3*n, 1.7), **kwargs})
+    m, s = (o[:, None, None] for o in self.dataset.stats)
+    out = to_cpu(out)[:n].as_subclass(torch.Tensor).float()*s + m
+    self.draw(torch.cat([as_float(x.as_subclass(torch.Tensor)), out]), [None]*2*n, nrows=2, ctxs=ctxs, **kwargs)
 
 # %% ../nbs/00_data.ipynb #0ea126d9
 class ImageLoaders(DataLoaders):
     "Loaders for training, validation and, where there is an official one, the test split"
     @property
     def test(self): return self.loaders[2] if len(self.loaders) > 2 else None
-    def test_dl(self, test_items, rm_type_tfms=None, with_labels=False, **kwargs):
-        "A loader of other images, read as the validation images are: paths, Pillow images or arrays"
-        return self.valid.new(self.valid.dataset.like(test_items), **kwargs)
+    def adopt(self, stats=None, depth=None, resize=None, crop_pct=None):
+        "Prepare labelled images as an encoder's were; None: left alone. Files are decoded again only where that changes pixels"
+        for o in self.loaders: o.dataset.adopt(stats, depth, resize, crop_pct)
+        return self
 
 # %% ../nbs/00_data.ipynb #32f6148f
 def _is_array(o): return isinstance(o, (np.ndarray, torch.Tensor)) and o.ndim > 1
 def _take(items, idxs): return items[idxs] if _is_array(items) else [items[i] for i in idxs]
+def _whole(o): return isinstance(o, (int, np.integer)) and not isinstance(o, bool)
 
-def _pretrain_items(source):
-    "All images of a source that may be trained on, and their folder if they are all of its images"
-    source = as_source(source)
-    if isinstance(source, Labelled): return _take(source.items, source.splits['train']), None
-    if isinstance(source, Path):
-        if source.is_file(): raise ValueError(f"{source} is a file: give its folder, or a list of files")
-        official = (source/'train').is_dir() and any((source/o).is_dir() for o in ('test', 'val', 'valid'))
-        if official: print(f"{source} has an official split: only train/ is pretrained on")
-        folder = source/'train' if official else source
-        return image_files(folder), folder
-    if isinstance(source, (np.ndarray, torch.Tensor)): return source, None
-    res = [str(o) for o in (source.iloc[:, 0] if hasattr(source, 'columns') else source)]
-    if not res: raise ValueError("an empty list of files")
-    return res, None
-
-# %% ../nbs/00_data.ipynb #c50f2df5
 def _size(size, name='size'):
-    s = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
-    if len(s) != 2 or not all(isinstance(o, (int, np.integer)) and o > 0 for o in s):
-        raise ValueError(f"{name}={size!r}: the side in pixels, or (height, width)")
+    s = (size, size) if _whole(size) else tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(s) != 2 or not all(_whole(o) and o > 0 for o in s):
+        raise ValueError(f"{name}={size!r}: the side in pixels, or (height, width); whole numbers")
     return tuple(int(o) for o in s)
 
+def _count(name, value, low, what=''):
+    if not _whole(value) or value < low: raise ValueError(f"{name}={value!r}: a whole number of at least {low}{what}")
+    return int(value)
+
+def _share(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < 1:
+        hint = f'; for {value} % give {value/100:g}' if _whole(value) and 1 <= value < 100 else ''
+        raise ValueError(f"valid_pct={value!r}: a share of at least 0 and below 1{hint}")
+
+# %% ../nbs/00_data.ipynb #c50f2df5
 def _on_error(on_error):
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
 
-def _bs(bs):
-    if not isinstance(bs, (int, np.integer)) or bs < 1: raise ValueError(f"bs={bs!r}: a whole number of at least 1")
-    return int(bs)
+def _device(device):
+    try: return default_device() if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as e: raise ValueError(f"device={device!r}: 'cpu', 'cuda', 'cuda:1' or 'mps', say") from e
 
 def _subset(items, idxs):
     if idxs is None: return items
     idxs, n = np.asarray(idxs), len(items)
-    if idxs.dtype == bool: idxs = idxs.nonzero()[0]
-    if not len(idxs): raise ValueError("idxs is empty: no image is left")
+    if idxs.dtype == bool and idxs.shape == (n,): idxs = idxs.nonzero()[0]
+    if not idxs.size: raise ValueError("idxs is empty: no image is left")
+    if idxs.ndim != 1 or not np.issubdtype(idxs.dtype, np.integer):
+        raise ValueError(f"idxs: whole numbers, or True and False for each of {n} training images; got {idxs.dtype} {idxs.shape}")
     if idxs.min() < 0 or idxs.max() >= n:
         raise ValueError(f"idxs go from {idxs.min()} to {idxs.max()}; there are {n} training images")
     return _take(items, idxs)
@@ -255,44 +321,93 @@ def _channels(x, in_chans):
     if in_chans in (None, c): return x
     if c == 1: return x.repeat(1, in_chans, 1, 1)
     if (c, in_chans) != (3, 1):
-        raise ValueError(f"the images have {c} channels; in_chans={in_chans} cannot be made of them")
+        raise ValueError(f"the images have {c} channels; in_chans={in_chans!r} cannot be made of them")
     f = lambda o: (o.float()*torch.tensor([.299, .587, .114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     return torch.cat([f(o).round().to(x.dtype) if x.dtype == torch.uint8 else f(o) for o in x.split(1024)])
 
 def _file_channels(in_chans):
-    if in_chans in (None, 1, 3): return in_chans or 3
-    raise ValueError(f"in_chans={in_chans}: files give 1 (grey) or 3 (RGB) channels; for others pass an array")
+    if in_chans is None or _whole(in_chans) and in_chans in (1, 3): return in_chans or 3
+    raise ValueError(f"in_chans={in_chans!r}: files give 1 (grey) or 3 (RGB) channels; for others pass an array")
 
 # %% ../nbs/00_data.ipynb #7ab7b409
-def _load(items, folder, size, store, in_chans, cache, on_error, device):
-    "Pixels or paths, rows of the readable images, their moments, and what else an `ImageSet` is to know"
+def _load_pictures(items, size, store, c, cache, on_error, depth, device):
+    "`_load` of Pillow images and rows of datasets"
+    hw = np.array([o.size[::-1] for o in items if isinstance(o, Image.Image)])
+    if store is None: store = tuple(3*s//2 if len(hw) < len(items) else max(1, min(3*s//2, int(o))) for s, o in zip(size, hw.max(0, initial=1)))
+    keep = fits_in_ram(len(items)*c*store[0]*store[1], None if cache is None else 'ram' if cache == 'ram' else 'auto')
+    def read(o):
+        x, hw = squeezed(o, store, c, depth)
+        return x if keep else None, hw, image_moments(torch.from_numpy(x)[None])[0]
+    res = list(decode_files(items, read))
+    ok = readable(items, res, on_error)
+    x, hw, mom = zip(*(res[i] for i in ok))
+    items, mom, hw = _take(items, ok), torch.stack(mom), torch.tensor(hw)
+    if not keep: return items, np.arange(len(ok)), mom, dict(store=store, depth=depth), hw
+    return items, np.arange(len(ok)), mom, dict(pixels=on_device(torch.from_numpy(np.stack(x)), cache, device), hw=hw, store=store, depth=depth), hw
+
+def _load(items, folder, size, store, in_chans, cache, on_error, depth, device):
+    "Items, rows of the readable ones, their moments, what else an `ImageSet` is to know, and heights and widths"
     if isinstance(items, (np.ndarray, torch.Tensor)):
         x = _channels(as_images(items), in_chans)
-        return on_device(x, cache, device), np.arange(len(x)), image_moments(x), {}
-    s = load_stored(items, size, store, _file_channels(in_chans), cache, device, folder)
-    ok = readable(s.files, s.results, on_error)
-    if s.pixels is None: return s.files, ok, s.moments[ok], dict(store=s.store)
-    return s.pixels, ok, s.moments[ok], dict(hw=s.hw.to(s.pixels.device), store=s.store)
+        return on_device(x, cache, device), np.arange(len(x)), image_moments(x), {}, torch.tensor([x.shape[-2:]]).expand(len(x), 2)
+    c = _file_channels(in_chans)
+    if not isinstance(items[0], str): return _load_pictures(items, size, store, c, cache, on_error, depth, device)
+    s = load_stored(items, size, store, c, cache, device, folder, depth=depth)
+    ok, kw = readable(s.files, s.results, on_error), dict(store=s.store, depth=s.depth)
+    if s.pixels is not None: kw |= dict(pixels=s.pixels, hw=s.hw.to(s.pixels.device))
+    return items, ok, s.moments[ok], kw, s.hw[ok]
 
 # %% ../nbs/00_data.ipynb #08452791
 def _check_stats(stats, c):
-    m, s = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in stats)
+    try: m, s = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in stats)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f"stats={stats!r}: (mean, std), a number for each of {c} channels, such as ({[.5]*c}, {[.25]*c})") from e
     if len(m) != c or len(s) != c:
         raise ValueError(f"stats=(mean, std) for {len(m)} and {len(s)} channels; the images have {c}")
+    if max(m.max(), s.max()) > 1:
+        a, b = ([round(o/255, 3) for o in v.tolist()] for v in (m, s))
+        raise ValueError(f"stats are of pixels from 0 to 1, and {m.tolist()}, {s.tolist()} of 0 to 255: divide them by 255, stats=({a}, {b})")
+    if m.min() < 0: raise ValueError(f"stats: the mean of pixels from 0 to 1 is not {m.tolist()}")
     if not (s > 0).all(): raise ValueError(f"stats: a standard deviation must be above 0; got {s.tolist()}")
     return m, s
 
 # %% ../nbs/00_data.ipynb #18ca53cf
 def _valid_split(n, valid_pct, seed, labels=None):
     "Indices of the training and of the validation images, each sorted"
-    if not 0 <= valid_pct < 1: raise ValueError(f"valid_pct={valid_pct}: a share of at least 0 and below 1")
+    _share(valid_pct)
     k = min(n-1, max(1, round(n*valid_pct))) if valid_pct else 0
     order = np.random.default_rng(seed).permutation(n) if labels is None else class_order(labels, seed, balanced=False)
     return np.sort(order[k:]), np.sort(order[:k])
 
+def _say_ends(hw, size):
+    "How many pictures lose their ends when they are cropped to the shape of `size`"
+    h, w = torch.as_tensor(hw).double().unbind(1)
+    s = torch.minimum(h/size[0], w/size[1])
+    n, shape = int((s*s*size[0]*size[1] < .95*h*w).sum()), 'square' if size[0] == size[1] else f'of the shape {size[0]} x {size[1]}'
+    if n: _say(f"{n:,} of {len(h):,} pictures are not {shape}: their ends are cut off on held-out images; resize='pad' or 'squish' keeps them")
+
+def _say_left(dl):
+    "How many images an epoch of whole batches leaves out, if they are many"
+    n, bs = dl.n_local, dl.bs
+    if not dl.drops() or n % bs <= n/10: return
+    best = min(range(bs, bs//2, -1), key=lambda b: n % b)
+    sees = 'all' if n % best == 0 else f'all but {n % best}'
+    _say(f"{n:,} images at bs={bs}: {n % bs} of them are not seen in an epoch; bs={best} sees {sees}")
+
+# %% ../nbs/00_data.ipynb #c43a2457
+def _given(**kw): return frozenset(k for k, v in kw.items() if v is not None)
+
+def _as_loaders(sets, given, hw, **kw):
+    "Loaders of these sets, of which the first is trained on; and what is to be said of them"
+    for o in sets: o.given = given
+    dls = [ImageDL(o, shuffle=k==0, drop_last=k==0, **kw) for k, o in enumerate(sets)]
+    if hw is not None: _say_ends(hw, sets[0].size)
+    _say_left(dls[0])
+    return ImageLoaders(*dls, device=kw['device'])
+
 # %% ../nbs/00_data.ipynb #24edd636
 def pretrain_dls(
-    source, # folder, list of files, array (n,H,W), (n,H,W,C) or (n,C,H,W), a dataset's name, or a `Labelled`
+    source, # folder, files, table, array, a dataset or its name, pairs with labels: see `04_datasets`
     size: int | tuple[int, int] = 224, # px: side, or (height, width)
     bs: int = 64, # images in a batch, in each process
     valid_pct: float = .1, # share of the images held out, [0,1); 0 in the paper
@@ -305,50 +420,65 @@ def pretrain_dls(
     num_workers: int = 0, # processes that read files where `cache` is None
     device=None, # of the batches; None: the GPU if there is one
     store: int | tuple[int, int] | None = None, # px: side, or (height, width), that files are squeezed to; None: 1.5 times `size`
-) -> ImageLoaders: # `.train`, `.valid`; `.stats`, `.size`, `.in_chans`
+    resize: str | None = None, # held-out images that have not the shape of `size`: 'crop' (None), 'pad' or 'squish'
+    depth: dict | None = None, # what is black and white in deep files, {'16-bit': [0, 4095]}; None: measured
+    path=None, # folder that relative paths begin in; None: a table file's own, else the current one
+) -> ImageLoaders: # `.train`, `.valid`; `.stats`, `.size`, `.in_chans`, `.depth`, `.resize`, `.crop_pct`
     "Loaders of clean, whole images in 1-tuples, neither augmented nor normalised"
-    size, bs, device = _size(size), _bs(bs), device or default_device()
-    _on_error(on_error), check_cache(cache)
+    size, bs, device, given = _size(size), _count('bs', bs, 1), _device(device), _given(stats=stats, depth=depth, resize=resize)
+    _on_error(on_error), check_cache(cache), _share(valid_pct), _count('seed', seed, 0), _count('num_workers', num_workers, 0), check_resize(resize or 'crop')
     if store is not None: store = _size(store, 'store')
-    items, folder = _pretrain_items(source)
+    items, folder = as_unlabelled(source, path)
     if idxs is not None: items, folder = _subset(items, idxs), None
-    x, ok, mom, kw = _load(items, folder, size, store, in_chans, cache, on_error, device)
+    x, ok, mom, kw, hw = _load(items, folder, size, store, in_chans, cache, on_error, depth, device)
     parts = _valid_split(len(ok), valid_pct, seed)
     stats = stats_of(mom[parts[0]]) if stats is None else _check_stats(stats, mom.shape[1])
-    dls = [ImageDL(ImageSet(x, size, mom.shape[1], stats, rows=ok[o], **kw), bs=bs, shuffle=k==0, drop_last=k==0, seed=seed,
-                   device=device, num_workers=0 if _is_array(x) else num_workers) for k, o in enumerate(parts)]
-    return ImageLoaders(*dls, device=device)
+    sets = [ImageSet(x, size, mom.shape[1], stats, rows=ok[o], resize=resize or 'crop', **kw) for o in parts]
+    return _as_loaders(sets, given, hw if resize is None else None, bs=bs, seed=seed, device=device,
+                       num_workers=0 if sets[0].pixels is not None else num_workers)
 
 # %% ../nbs/00_data.ipynb #406f8f25
 class LabelledSet(ImageSet):
-    "Images with labels: normalised floats, augmented by `augment` if there is one"
+    "Images with labels: normalised floats; the training images augmented, the others fitted to `size`"
     normed = True # batches are normalised: to be undone before showing them
-    def __init__(self, items, labels, size, in_chans, stats, vocab, augment=None, seed=42):
-        super().__init__(items, size, in_chans, stats)
+    def __init__(self, items, labels, size, in_chans, stats, vocab, recipe=None, train=False, seed=42, kept=None, depth=None,
+                 resize='crop', crop_pct=1.):
+        super().__init__(items, size, in_chans, stats, depth=depth, resize=resize)
         self.labels = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.long)
         self.vocab = vocab if isinstance(vocab, CategoryMap) else CategoryMap(vocab, sort=False)
-        self.augment, self.seed = augment, seed
+        self.recipe, self.train, self.seed, self.kept, self.crop_pct = recipe, train, seed, kept, crop_pct
+        self.set_stats(stats)
+    def set_stats(self, stats):
+        self.stats = stats
+        self.augment = Augment(self.recipe, self.size, stats) if self.train and self.recipe is not None else None
     @property
     def c(self): return len(self.vocab)
-    def one(self, i):
-        "Image `i` as a Pillow image, or as floats (C,H,W) if it is neither grey nor RGB"
-        o = self.items[i]
-        if isinstance(o, (str, Path)): return read_image(o, self.in_chans, 2*max(self.size))
-        if isinstance(o, Image.Image): return plain_image(o, self.in_chans)
-        return to_pil(as_8bit(o)) if self.in_chans in (1, 3) else as_float(o)
-    def read(self, idxs):
-        "Images as they are, in threads where they come from files"
-        return in_threads(self.one, idxs) if isinstance(self.items[0], (str, Path)) else [self.one(i) for i in idxs]
+    @property
+    def short(self): return 2*max(self.size) if self.train and self.recipe is not None else None # px, see below
+    def fit(self, img):
+        "A Pillow image as held-out ones are: uint8 (C,H,W)"
+        fill = tuple(self.stats[0].tolist()) if self.resize == 'pad' else None
+        return np.array(from_pil(fit_image(img, self.size, self.resize, self.crop_pct, fill)))
 
 # %% ../nbs/00_data.ipynb #d9e09e46
+@patch
+def one(self: LabelledSet, i):
+    "Image `i` as a Pillow image, or as floats (C,H,W) if it is neither grey nor RGB"
+    if isinstance(self.kept, list): return self.kept[i]
+    o = self.items[i]
+    if not isinstance(o, torch.Tensor): return as_picture(o, self.in_chans, self.short, self.depth)
+    return to_pil(as_8bit(o)) if self.in_chans in (1, 3) else as_float(o)
+
 @patch
 def batch(self: LabelledSet, idxs, epoch=0):
     "Normalised images (bs,C,H,W), and their classes"
     idxs, aug, m, s = list(idxs), self.augment, *(o[:, None, None] for o in self.stats)
+    read = lambda: in_threads(self.one, idxs) if self.pixels is None and not isinstance(self.kept, list) else [self.one(i) for i in idxs]
     with own_seeds() as seed:
-        if aug: x = torch.stack([(seed(self.seed, epoch, i), aug(o))[1] for i, o in zip(idxs, self.read(idxs))])
-        elif isinstance(self.items, torch.Tensor): x = fit_batch(self.items[torch.as_tensor(idxs)], self.size)
-        else: x = torch.from_numpy(np.stack([from_pil(fit_image(o, self.size)) for o in self.read(idxs)]))
+        if aug: x = torch.stack([(seed(self.seed, epoch, i), aug(o))[1] for i, o in zip(idxs, read())])
+        elif self.pixels is not None: x = fit_batch(self.pixels[torch.as_tensor(idxs)], self.size, self.resize, self.crop_pct, self.stats[0].tolist())
+        elif isinstance(self.kept, torch.Tensor): x = self.kept[torch.as_tensor(idxs)]
+        else: x = torch.from_numpy(np.stack([self.fit(o) for o in read()]))
         x = (as_float(x) - m)/s
         if aug and aug.erase:
             for i, o in zip(idxs, x): seed(self.seed, epoch, i, 1); aug.erase(o)
@@ -356,22 +486,26 @@ def batch(self: LabelledSet, idxs, epoch=0):
 
 # %% ../nbs/00_data.ipynb #d4825fa9
 @patch
-def like(self: LabelledSet, items):
-    "Other images without labels, read the same way: paths, Pillow images, or arrays"
-    f = lambda o: o if isinstance(o, (str, Path, Image.Image)) else to_pil(as_8bit(as_images(o[None])[0]))
-    return type(self)([f(o) for o in items], None, self.size, self.in_chans, self.stats, self.vocab)
-
-@patch
 def decode(self: LabelledSet, o, full=True):
     "The image with the name of its class"
     return (o[0], *(Category(self.vocab[int(i)]) for i in o[1:]))
+
+@patch
+@contextmanager
+def set_split_idx(self: LabelledSet, i):
+    "fastai's `tta` shows images as in training (0), or as held-out ones (1)"
+    old = self.augment
+    try:
+        self.augment = Augment(self.recipe, self.size, self.stats) if i == 0 and self.recipe is not None else None
+        yield self
+    finally: self.augment = old
 
 # %% ../nbs/00_data.ipynb #7b4cbc57
 def _keep_labels(train, labels, y, seed):
     if labels in (None, len(train)): return train   # all, in the order they came in
     c = len(np.unique(y[train]))
-    if not c <= labels <= len(train):
-        raise ValueError(f"labels={labels}: each of {c} classes needs one, and there are {len(train)} training images")
+    if not _whole(labels) or not c <= labels <= len(train):
+        raise ValueError(f"labels={labels!r}: a whole number; each of {c} classes needs one, and there are {len(train)} training images")
     return np.sort(train[class_order(y[train], seed)[:labels]])
 
 def _finetune_splits(ds, idxs, valid_pct, labels, seed):
@@ -384,33 +518,97 @@ def _finetune_splits(ds, idxs, valid_pct, labels, seed):
     return [_keep_labels(train, labels, ds.labels, seed), valid] + ([ds.splits['test']] if 'test' in ds.splits else [])
 
 # %% ../nbs/00_data.ipynb #1f9a0f2c
-def _wide_bytes(files, size, c):
-    "Bytes of these images with the shorter side at most twice `size`, by their headers"
-    hw = image_sizes(files).astype(float)
-    return (c*hw.prod(1)*np.minimum(1, 2*max(size)/hw.min(1).clip(1))**2).sum()
+@patch
+def as_kept(self: LabelledSet, pictures):
+    "What is kept of pictures: of images to augment a list, of others one array as it is shown"
+    return pictures if self.short else torch.from_numpy(np.stack(pictures)) if pictures else torch.empty(0)
 
-def _load_labelled(ds, splits, size, in_chans, cache, on_error):
-    "For each split (items, labels), and the training images' moments"
-    if isinstance(ds.items, (np.ndarray, torch.Tensor)):
-        x = _channels(as_images(ds.items), in_chans)
-        parts = [(x[o], ds.labels[o]) for o in splits]
-        return parts, image_moments(fit_batch(parts[0][0], size))
-    c, every = _file_channels(in_chans), np.concatenate(splits)
-    part, files = np.repeat(np.arange(len(splits)), [len(o) for o in splits]), _take(ds.items, every)
-    keep = fits_in_ram(_wide_bytes(files, size, c) if cache else 0, cache)
-    def read(f):
-        img = read_image(f, c, 2*max(size))
-        return img if keep else f, image_moments(torch.from_numpy(from_pil(fit_image(img, size)).copy())[None])[0]
-    res = list(decode_files(files, read))
-    ok = readable(files, res, on_error)
-    items, mom, part, y = [res[i][0] for i in ok], torch.stack([res[i][1] for i in ok]), part[ok], ds.labels[every][ok]
-    if not (part == 0).any(): raise ValueError("no training image can be read")
-    parts = [([items[i] for i in (part == k).nonzero()[0]], y[part == k]) for k in range(len(splits))]
-    return parts, mom[torch.from_numpy(part == 0)]
+@patch
+def keep_all(self: LabelledSet):
+    "Decode every file once more, where files are kept"
+    if self.kept is None: return
+    res = decode_set(self, False, True)
+    readable(self.items, res)
+    self.kept = self.as_kept([o for o, *_ in res])
+
+@patch
+def adopt(self: LabelledSet, stats=None, depth=None, resize=None, crop_pct=None):
+    "Prepare the images in another way from now on; None: left alone"
+    old, pads = (self.resize, self.crop_pct), self.resize == 'pad'
+    if resize is not None: check_resize(resize); self.resize = resize
+    if crop_pct is not None: self.crop_pct = float(crop_pct)
+    if stats is not None: self.set_stats(_check_stats(stats, self.in_chans))
+    other = (self.resize, self.crop_pct) != old or pads and stats is not None
+    deep = depth is not None and self.depth is not None and depth != self.depth # files without depth are what they were
+    if depth is not None: self.depth = depth
+    if deep or other and not self.short: self.keep_all()
+
+# %% ../nbs/00_data.ipynb #93763605
+def wide_bytes(items, size, c):
+    "Bytes of these pictures with the shorter side at most twice `size`, by their headers; rows of datasets are taken for square"
+    short = 2*max(size)
+    hw = np.array([o.size[::-1] if isinstance(o, Image.Image) else (short, short) for o in items], float).reshape(-1, 2)
+    files = [i for i, o in enumerate(items) if isinstance(o, str)]
+    if files: hw[files] = image_sizes([items[i] for i in files])
+    return (c*hw.prod(1)*np.minimum(1, short/hw.min(1).clip(1))**2).sum()
+
+def decode_set(ds, measure, keep):
+    "For each item of a set what is kept of it, its moments (where these are to be measured), and its height and width"
+    def read(o):
+        img = as_picture(o, ds.in_chans, ds.short, ds.depth)
+        seen = fit_image(img, ds.size, 'crop' if ds.resize == 'crop' else 'squish') if measure else None
+        mom = None if seen is None else image_moments(torch.from_numpy(from_pil(seen).copy())[None])[0]
+        return (img if ds.short else ds.fit(img)) if keep else None, mom, img.size[::-1]
+    return list(decode_files(ds.items, read))
+
+@patch
+def only(self: LabelledSet, results, keep):
+    "Go on with the items that could be read, and what is kept of them"
+    ok = [i for i, o in enumerate(results) if not isinstance(o, Unreadable)]
+    self.all, self.labels = _take(self.all, ok), self.labels[ok]
+    if keep: self.kept = self.as_kept([results[i][0] for i in ok])
+
+# %% ../nbs/00_data.ipynb #cae7cb75
+def decode_sets(sets, measure, cache, on_error):
+    "Decode every picture once, those of the first set before the others; heights and widths of the pictures"
+    size, c, good = sets[0].size, sets[0].in_chans, lambda r: [o for o in r if not isinstance(o, Unreadable)]
+    need = sum(wide_bytes(o.items, size, c) if o.short else len(o)*c*size[0]*size[1] for o in sets) if cache else 0
+    keep, res = fits_in_ram(need, cache), []
+    for k, o in enumerate(sets):
+        res.append(decode_set(o, measure and k == 0, keep))
+        if measure and k == 0 and good(res[0]):
+            stats = stats_of(torch.stack([mom for _, mom, _ in good(res[0])]))
+            for s in sets: s.set_stats(stats)
+    readable([i for o in sets for i in o.items], sum(res, []), on_error)
+    for o, r in zip(sets, res): o.only(r, keep)
+    if not len(sets[0]): raise ValueError("no training image can be read")
+    if measure and not sets[0].short and sets[0].resize == 'pad': sets[0].keep_all() # the colour of its margins is known only now
+    return [hw for r in res for *_, hw in good(r)]
+
+# %% ../nbs/00_data.ipynb #08fae3f1
+def _check_crop(crop_pct, recipe):
+    if crop_pct is None: return 224/256 if isinstance(recipe, str) else 1. # DeiT's
+    if isinstance(crop_pct, (int, float, np.number)) and 0 < crop_pct <= 1: return float(crop_pct)
+    raise ValueError(f"crop_pct={crop_pct!r}: the share of the side that is shown, above 0 and at most 1")
+
+def _labelled_sets(ds, splits, size, recipe, seed, in_chans, stats, cache, on_error, resize, crop_pct, depth):
+    "A `LabelledSet` for each split; heights and widths of the pictures"
+    crop_pct, array = _check_crop(crop_pct, recipe), _is_array(ds.items)
+    x = _channels(as_images(ds.items), in_chans) if array else None
+    c = x.shape[1] if array else _file_channels(in_chans)
+    if not array and depth is None: depth = measure_depth([o for o in _take(ds.items, splits[0]) if isinstance(o, str)])
+    first = (torch.full((c,), .5), torch.full((c,), .25)) if stats is None else _check_stats(stats, c)
+    sets = [LabelledSet(x[o] if array else _take(ds.items, o), ds.labels[o], size, c, first, ds.vocab, recipe, k == 0, seed,
+                        depth=depth, resize=resize, crop_pct=crop_pct) for k, o in enumerate(splits)]
+    if not array: return sets, decode_sets(sets, stats is None, cache, on_error)
+    if stats is None:
+        measured = stats_of(image_moments(fit_batch(sets[0].items, size)))
+        for o in sets: o.set_stats(measured)
+    return sets, torch.tensor([x.shape[-2:]]).expand(len(x), 2)
 
 # %% ../nbs/00_data.ipynb #ce67e41c
 def finetune_dls(
-    source, # folder of class folders (or of train/, valid/, test/), data frame, dataset's name, (images, labels)
+    source, # folder of class folders (or of train/, valid/, test/), table, a dataset or its name, (images, labels): see `04_datasets`
     size: int | tuple[int, int] = 224, # px: side, or (height, width)
     bs: int = 64, # images in a batch, in each process
     recipe='deit', # augmentation: 'deit', 'deit-rand', 'light', 'crop', None, or a function of a Pillow image
@@ -424,16 +622,77 @@ def finetune_dls(
     idxs=None, # indices into the source's training images: only these are used
     num_workers: int = 0, # processes that read and augment
     device=None, # of the batches; None: the GPU if there is one
-) -> ImageLoaders: # `.train`, `.valid`, `.test` (or None); `.vocab`, `.c`, `.stats`, `.size`, `.in_chans`
+    resize: str | None = None, # held-out images that have not the shape of `size`: 'crop' (None), 'pad' or 'squish'
+    crop_pct: float | None = None, # share of the side that held-out images show, 0-1; None: 224/256 where `recipe` crops, else 1
+    depth: dict | None = None, # what is black and white in deep files, {'16-bit': [0, 4095]}; None: measured
+    path=None, # folder that relative paths begin in; None: a table file's own, else the current one
+) -> ImageLoaders: # `.train`, `.valid`, `.test` (or None); `.vocab`, `.c`, `.stats`, `.size`, `.in_chans`, `.depth`, `.resize`, `.crop_pct`
     "Loaders of normalised images and classes; only the training images are augmented"
-    size, bs, device, ds = _size(size), _bs(bs), device or default_device(), as_labelled(source)
-    _on_error(on_error)
+    size, bs, device, given = _size(size), _count('bs', bs, 1), _device(device), _given(stats=stats, depth=depth, resize=resize, crop_pct=crop_pct)
+    _on_error(on_error), _share(valid_pct), _count('seed', seed, 0), _count('num_workers', num_workers, 0), check_resize(resize or 'crop')
     if cache not in ('auto', 'ram', None): raise ValueError(f"cache is 'auto', 'ram' or None, not {cache!r}")
+    ds = as_labelled(source, path)
     splits = _finetune_splits(ds, idxs, valid_pct, labels, seed)
-    parts, mom = _load_labelled(ds, splits, size, in_chans, cache, on_error)
-    c = mom.shape[1]
-    stats = stats_of(mom) if stats is None else _check_stats(stats, c)
-    aug = None if recipe is None else Augment(recipe, size, stats)
-    dls = [ImageDL(LabelledSet(x, y, size, c, stats, ds.vocab, None if k else aug, seed), bs=bs, shuffle=k==0,
-                   drop_last=k==0, seed=seed, num_workers=num_workers, device=device) for k, (x, y) in enumerate(parts)]
-    return ImageLoaders(*dls, device=device)
+    sets, hw = _labelled_sets(ds, splits, size, recipe, seed, in_chans, stats, cache, on_error, resize or 'crop', crop_pct, depth)
+    return _as_loaders(sets, given, hw if resize is None else None, bs=bs, seed=seed, device=device, num_workers=num_workers)
+
+# %% ../nbs/00_data.ipynb #618e7415
+def check_like(items, ds):
+    "Other images as a set of this kind takes them"
+    if _is_array(items): return _channels(as_images(items), ds.in_chans)
+    if ds.in_chans in (1, 3): return items
+    raise ValueError(f"these loaders have images of {ds.in_chans} channels: give an array with as many")
+
+@patch
+def like(self: ImageSet, items, labels=None):
+    "Other images, prepared as these: a list of paths, Pillow images, rows of datasets, or an array"
+    return ImageSet(check_like(items, self), self.size, self.in_chans, self.stats, store=self.store or tuple(3*s//2 for s in self.size),
+                    depth=self.depth, resize=self.resize)
+
+@patch
+def like(self: LabelledSet, items, labels=None):
+    "Other images, prepared as the held-out ones of these"
+    return LabelledSet(check_like(items, self), labels, self.size, self.in_chans, self.stats, self.vocab, self.recipe, seed=self.seed,
+                       depth=self.depth, resize=self.resize, crop_pct=self.crop_pct)
+
+# %% ../nbs/00_data.ipynb #d5d8e263
+@patch
+def place(self: LabelledSet, o):
+    "Which item this is, or None: by its path, or as a row of the array"
+    if self.pixels is None: return self.places.get(o) if isinstance(o, str) else None
+    x = self.pixels
+    if not isinstance(o, torch.Tensor) or not len(x) or o.untyped_storage().data_ptr() != x.untyped_storage().data_ptr(): return
+    return (o.storage_offset() - x.storage_offset())//x.stride(0)
+
+def labels_of(items, names, sets):
+    "The class index of each item: by its name, else as the sets know it, else by the folders that it lies in"
+    vocab = {str(o): i for i, o in enumerate(sets[0].vocab)}
+    for o in sets: o.places = {} if o.pixels is not None else {p: i for i, p in enumerate(o.items) if isinstance(p, str)}
+    def one(k, o):
+        if names is not None: return vocab.get(str(names[k]))
+        for s in sets:
+            if (at := s.place(o)) is not None: return int(s.labels[at])
+        return next((vocab[p] for p in reversed(Path(o).parts[:-1]) if p in vocab), None) if isinstance(o, str) else None
+    res = [one(k, o) for k, o in enumerate(items)]
+    bad = [k for k, v in enumerate(res) if v is None]
+    if not bad: return res
+    what = names[bad[0]] if names is not None else items[bad[0]] if isinstance(items[bad[0]], str) else type(items[bad[0]]).__name__
+    raise ValueError(f"with_labels: {len(bad)} of {len(res)} images are of no class that the model knows, such as {what!r}. "
+                     f"It knows {', '.join(list(vocab)[:10])}{', ...' if len(vocab) > 10 else ''}: give files in folders of that name, "
+                     "a table with a column 'label', or a pair (images, labels)")
+
+# %% ../nbs/00_data.ipynb #b3968407
+@patch
+def test_dl(self: ImageLoaders,
+    test_items, # path, folder, Pillow image, array, tensor, table, or a list of such
+    rm_type_tfms=None, # fastai's, not used
+    with_labels=False, # True: batches with classes, by the source, or by the folders that files lie in
+    **kwargs, # of the loader: bs, num_workers
+) -> ImageDL: # in the order of the items
+    "A loader of other images, prepared as the held-out images are"
+    items, names, *_ = read_source(test_items, whole=True)
+    sets = [o.dataset for o in self.loaders]
+    if not with_labels: return self.valid.new(sets[-1].like(items), **kwargs)
+    if not hasattr(sets[0], 'vocab'): raise ValueError("these loaders have no labels: leave out with_labels, or take those of finetune_dls")
+    rows = list(test_items) if _is_array(items) and not _is_array(test_items) else items # rows of our own array are known by their place
+    return self.valid.new(sets[-1].like(items, labels_of(rows, names and class_names(names), sets)), **kwargs)

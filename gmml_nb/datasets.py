@@ -6,18 +6,23 @@ Docs: https://gmml-nb.github.io/gmml_nb/datasets.html.md"""
 
 # %% auto #0
 __all__ = ['DATASETS', 'class_order', 'Labelled', 'DatasetSpec', 'read_idx', 'kept_inside', 'nearest_name', 'get_dataset',
-           'as_source', 'as_labelled']
+           'as_source', 'Source', 'Row', 'opened', 'picture_of', 'read_source', 'class_names', 'check_classes',
+           'as_labelled', 'as_unlabelled']
 
 # %% ../nbs/04_datasets.ipynb #61ec4d02
-import difflib, gzip, os, tarfile
+import difflib, gzip, io, os, re, tarfile
 from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 import torch
+from PIL import Image
 from fastai.data.external import URLs, untar_data
-from .images import IMAGE_SUFFIXES, image_files
+from .images import _say, image_files, image_suffixes
 
 # %% ../nbs/04_datasets.ipynb #18994300
 def class_order(
@@ -174,7 +179,7 @@ def _read_cars(root):
 def _by_class(folder): # [(path, class name)], sorted
     if not folder.is_dir(): raise FileNotFoundError(2, 'no folder', str(folder))
     return [(os.path.join(d.path, f), d.name) for d in sorted(os.scandir(folder), key=lambda o: o.name) if d.is_dir()
-            for f in sorted(os.listdir(d)) if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
+            for f in sorted(os.listdir(d)) if os.path.splitext(f)[1].lower() in image_suffixes()]
 
 def _flat_val(root):
     name = 'LOC_val_solution.csv'
@@ -332,62 +337,520 @@ def as_source(
     source, # anything that the loaders take
 ): # a `Labelled` for a dataset's name, a `Path` for a folder's; anything else as it is
     "Turn the name of a dataset or of a folder into the thing itself"
-    if not isinstance(source, str): return source
-    if source in DATASETS: return get_dataset(source)
-    if Path(source).expanduser().exists() or any(o in source for o in '/\\.~'): return Path(source).expanduser()
+    if not isinstance(source, str): return source.expanduser() if isinstance(source, Path) else source
+    path = Path(source).expanduser()
+    if source in DATASETS:
+        if not path.is_dir(): return get_dataset(source)
+        raise ValueError(f"{source!r} is a data set, and there is a folder {source} here: './{source}' is the folder, "
+                         f"get_dataset({source!r}) the data set")
+    if path.exists() or any(o in source for o in '/\\.~'): return path
     raise ValueError(f"{source!r} is neither a folder here nor a dataset: {nearest_name(source, DATASETS)}")
 
-# %% ../nbs/04_datasets.ipynb #a0cd358a
-def _class_folder(path):
-    "Paths and class names of a folder of class folders"
+# %% ../nbs/04_datasets.ipynb #c047c198
+SPLIT_WORDS = dict(train='train training trn tr trainval', valid='valid validation val dev eval evaluation',
+                   test='test testing tst te', other='unlabeled unlabelled unsup pred prediction predictions predict') # other: left out, and said
+_ROLE = {w: k for k, v in SPLIT_WORDS.items() for w in v.split()}
+_PLAIN = {*('seg image images img imgs picture pictures pics photo photos set data dataset ds split part subset folder dir file files '
+            'class classes public private').split()} # words beside which a split's name stays one
+
+def _words(name):
+    s = re.sub('(?<=[a-z])(?=[A-Z])', ' ', str(name)).lower()
+    s = re.sub('(train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?)(?=(?:set|data|dir|images?|imgs?)(?![a-z]))', r'\1 ', s)
+    return re.findall('[a-z]+', s)
+
+def split_of(
+    name, # of a folder, or a value in a column
+) -> str | None: # 'train', 'valid', 'test', or 'other' for images that belong to none; None: no split's name
+    "Which split a name stands for"
+    words = _words(name)
+    roles = {_ROLE[w] for w in words if w in _ROLE}
+    return roles.pop() if len(roles) == 1 and all(w in _ROLE or w in _PLAIN for w in words) else None
+
+# %% ../nbs/04_datasets.ipynb #7fc3b9a0
+def parts_of(
+    names, # of folders that lie beside each other, or the values of a column
+    where, # what holds them, for the message
+    is_split=False, # True: they are known to name splits
+) -> dict | None: # the split that each stands for; None: they are no splits
+    "What a division's names stand for, or a `ValueError` where that is not clear"
+    names = sorted(set(names), key=str)
+    roles = {o: split_of(o) for o in names}
+    odd, found = [o for o in names if not roles[o]], {r for r in roles.values() if r} - {'other'}
+    if not odd and not found and not is_split or not names: return None
+    looks = {_ROLE[w] for o in odd for w in _words(o) if w in _ROLE}
+    folds = [o for o in names if re.fullmatch(r'(fold|split|part|cv)?[ _-]?\d+', str(o).lower())]
+    say = lambda o: ', '.join(map(repr, o[:5])) + (', ...' if len(o) > 5 else '')
+    if folds and (is_split or len(folds) == len(names) and str(folds[0])[0] in 'fFsSpPcC'):
+        raise ValueError(f"{where}: {say(names)} number parts, and do not say which is held out: give a column 'split' of 'train', 'valid' and "
+                         f"'test', such as np.where(df.fold == 0, 'valid', 'train'), or folders of these names")
+    if not found and not is_split and not ('train' in looks and len(looks) > 1): return None
+    if odd and found == {'train'} and not is_split and not looks: return None # a class that is called train
+    if odd: raise ValueError(f"{where}: {say(odd)} {'are no splits' if len(odd) > 1 else 'is no split'} that I know"
+                             f"{', beside ' + say([o for o in names if roles[o]]) if found else ''}. Call them train, valid and test; a class "
+                             "whose name looks like a split needs another name; what is neither, move away")
+    if 'train' not in found: raise ValueError(f"{where}: there are {say(names)}, but no training images. Give the one to train on by itself")
+    return roles
+
+# %% ../nbs/04_datasets.ipynb #2cc5dd6c
+class Source(NamedTuple):
+    "Images, and by the same places their labels"
+    items: object # array (n,...), or list of paths, Pillow images or `Row`s
+    names: list | None = None # label of each, as given; None: there are none
+    splits: dict | None = None # places of the 'train', 'valid' and 'test' images; None: all are for training
+    folder: Path | None = None # whose training images they all are
+    note: str = '' # why there are no labels
+
+class Row:
+    "A picture of a dataset, decoded when it is called"
+    def __init__(self, ds, i, col=None): self.ds, self.i, self.col = ds, i, col
+    def __call__(self): return opened(picture_of(self.ds[self.i], self.col))
+    def __repr__(self): return f'row {self.i} of {type(self.ds).__name__}'
+
+def opened(o):
+    "A picture as datasets have it: bytes become a Pillow image; anything else as it is"
+    if isinstance(o, Mapping) and ('bytes' in o or 'path' in o): o = o.get('bytes') or o['path']
+    return Image.open(io.BytesIO(o)) if isinstance(o, (bytes, bytearray)) else o
+
+def picture_of(row, col=None):
+    "The image of a row: of a pair the first, of a dict the one in column `col`"
+    if col is not None: return row[col]
+    return row[0] if isinstance(row, (tuple, list)) else row
+
+# %% ../nbs/04_datasets.ipynb #96d98b9a
+def is_array(o): return isinstance(o, (np.ndarray, torch.Tensor)) and getattr(o.dtype, 'kind', 'f') not in 'OUS' and o.ndim > 0
+def as_list(o): return list(o.tolist() if hasattr(o, 'tolist') and not isinstance(o, list) else o) # by place, whatever the index
+
+def find_files(
+    paths, # strings or paths
+    base=None, # folder that relative ones begin in; None: the current one
+    strict=False, # a `ValueError` when most are missing
+) -> list[str]:
+    "Paths as they are on this machine, `~` expanded"
+    if web := [o for o in paths if re.match('(https?|s3|gs)://', str(o))]: raise ValueError(f"{web[0]!r} is an address: download the images first")
+    res = [os.path.expanduser(os.fspath(o)) for o in paths]
+    if base is not None: res = [os.path.join(Path(base).expanduser(), o) for o in res]
+    gone = [o for o in res if not os.path.exists(o)] if strict or base is not None else []
+    if len(gone) <= len(res)/2: return res
+    bare = '' if os.path.splitext(gone[0])[1].lower() in image_suffixes() else ": the names have no suffix such as '.jpg': add it"
+    raise ValueError(f"{len(gone):,} of {len(res):,} images are not there, such as {gone[0]}{bare}; looked in {Path(base or '.').expanduser().resolve()}. "
+                     "Where relative paths begin, path= says")
+
+# %% ../nbs/04_datasets.ipynb #3023a7a4
+def from_list(seq, base=None, strict=False):
+    "`Source` of a list of whatever stands for a picture"
+    seq = list(seq)
+    if not seq: raise ValueError("an empty list: no images")
+    none = [i for i, o in enumerate(seq) if o is None or isinstance(o, float)]
+    if none: raise ValueError(f"{len(none)} of {len(seq)} rows have no image, such as row {none[0]} ({seq[none[0]]!r})")
+    o = seq[0]
+    if isinstance(o, (str, os.PathLike)): return from_paths(seq, base, strict)
+    if isinstance(o, Mapping) and not {'bytes', 'path'} >= set(o): return from_rows(seq, base)
+    if isinstance(o, (tuple, list)) and len(o) == 2 and all(isinstance(r, (tuple, list)) for r in seq):
+        return from_list([a for a, _ in seq], base)._replace(names=[b for _, b in seq])
+    if isinstance(o, (Image.Image, Row)): return Source(seq)
+    if isinstance(o, (bytes, bytearray, Mapping)): return Source([Row(seq, i) for i in range(len(seq))])
+    if is_array(o) and o.ndim > 1: return from_arrays(seq)
+    raise ValueError(f"a list of {type(o).__name__} ({o!r:.40}): images are paths, Pillow images or arrays; with labels, give a pair (images, labels)")
+
+def from_arrays(seq):
+    "Pictures of one shape become an array; others stay a list"
+    if any(not is_array(o) for o in seq): raise ValueError(f"a list of {' and '.join(sorted({type(o).__name__ for o in seq}))}: give one kind")
+    if len({tuple(o.shape) for o in seq}) > 1: return Source([Row(seq, i) for i in range(len(seq))])
+    return Source(torch.stack(list(seq)) if isinstance(seq[0], torch.Tensor) else np.stack(seq))
+
+# %% ../nbs/04_datasets.ipynb #ea7419a3
+def from_paths(seq, base=None, strict=False):
+    "`Source` of files, or of folders: all their images"
+    bad = [o for o in seq if not isinstance(o, (str, os.PathLike))]
+    if bad: raise ValueError(f"a list of paths with a {type(bad[0]).__name__} in it: {bad[0]!r:.60}")
+    res = find_files(seq, base, strict)
+    dirs = [os.path.isdir(o) for o in res]
+    if not any(dirs): return Source(res)
+    if not all(dirs): raise ValueError(f"a list of folders and files: {res[dirs.index(False)]} is no folder. Give the one or the other")
+    roles = parts_of([Path(o).name for o in res], 'a list of folders') if len(res) > 1 else None
+    parts = [from_folder(Path(o), top=Path(o).name) for o in res]
+    if roles: parts = [o._replace(splits={roles[Path(f).name]: np.arange(len(o.items))}) for o, f in zip(parts, res)]
+    items, names, splits, at = [], [], {}, 0
+    for o in parts:
+        items, names = items + o.items, names + o.names
+        for k, v in (o.splits or dict(train=np.arange(len(o.items)))).items(): splits[k] = np.concatenate([splits.get(k, v[:0]), v + at])
+        at += len(o.items)
+    return Source(items, names, splits)
+
+# %% ../nbs/04_datasets.ipynb #e6530430
+def tell(where, roles, counts, left=0):
+    "Say what was taken for what"
+    words = dict(train='for training', valid='for validation', test='for testing', other='left out')
+    line = ', '.join(f'{o} ({counts[o]:,}) {words[r]}' for r in words for o in roles if roles[o] == r)
+    _say(f"{where}: {line}{f', {left:,} images beside them left out' if left else ''}")
+
+def divided(files, dirs, roles, base):
+    "`Source` of a folder that is divided: `dirs` are the folders that each file lies in, of which the first is its split"
+    split = [roles[d[0]] if d else '' for d in dirs]
+    def cls(d, role):
+        d = d[1:]
+        while len(d) > 1 and split_of(d[0]) == role: d = d[1:] # seg_train/seg_train/forest
+        return d[0] if d else ''
+    tell(base, roles, Counter(d[0] for d in dirs if d), split.count(''))
+    splits = {k: np.array([i for i, o in enumerate(split) if o == k]) for k in ('train', 'valid', 'test') if k in split}
+    train = [o for o in roles if roles[o] == 'train']
+    return Source(files, [cls(d, r) for d, r in zip(dirs, split)], splits, base/train[0] if len(train) == 1 else None)
+
+def from_folder(
+    path: Path, # `train/` and others in it are splits; the folders in those, or else in it, are classes
+    top: str = '', # class of images that lie in no folder
+    whole: bool = False, # True: not divided
+) -> Source:
+    "`Source` of a folder"
+    if not path.is_dir(): raise ValueError(f"no such folder here: {path}" + ('' if path.is_absolute() else f" (here is {Path.cwd()})"))
     files = image_files(path)
-    names = [os.path.relpath(f, path).split(os.sep) for f in files]
-    loose = [f for f, n in zip(files, names) if len(n) == 1]
-    if loose:
-        raise ValueError(f"{len(loose)} images lie in {path}, not in a folder named after their class: {loose[0]}")
-    return files, [n[0] for n in names]
+    base, dirs = path, [os.path.relpath(f, path).split(os.sep)[:-1] for f in files]
+    while not whole:
+        tops, below = {d[0] for d in dirs if d}, {d[1] for d in dirs if len(d) > 1}
+        if roles := parts_of(tops, base, any(len(d) > 1 and split_of(d[0]) == 'train' for d in dirs)): return divided(files, dirs, roles, base)
+        if not below or not all(dirs) or not any(split_of(o) == 'train' for o in below): break
+        if len(tops) == 1: base, dirs = base/tops.pop(), [d[1:] for d in dirs]
+        elif all(len(d) > 1 for d in dirs) and (roles := parts_of(below, base)):
+            return divided(files, [[d[1], d[0]] for d in dirs], roles, base/'*')._replace(folder=None)
+        else: break
+    return Source(files, [d[0] if d else top for d in dirs], None, path)
 
-def _split_folder(path):
-    "Paths, class names and official split of a labelled folder"
-    if not path.is_dir(): raise ValueError(f"no such folder: {path}")
-    if not (path/'train').is_dir(): return *_class_folder(path), None
-    dirs = {'valid' if o == 'val' else o: path/o for o in ('train', 'valid', 'val', 'test') if (path/o).is_dir()}
-    parts = {k: _class_folder(o) for k, o in dirs.items()}
-    ends = np.cumsum([0] + [len(f) for f, _ in parts.values()])
-    files, names = (sum((p[j] for p in parts.values()), []) for j in (0, 1))
-    return files, names, {k: np.arange(a, b) for k, a, b in zip(parts, ends, ends[1:])}
+# %% ../nbs/04_datasets.ipynb #60b9fd7e
+IMAGE_COLUMNS = ('image path file filename file_name fname filepath file_path image_path img img_path image_file image_name image_id picture '
+                 'photo').split()
+LABEL_COLUMNS = 'label labels class target category class_name label_name tag tags classes y fine_label coarse_label'.split()
+SPLIT_COLUMNS = 'split data_split subset partition fold set usage phase'.split()
+FLAGS = dict(is_valid='valid', is_val='valid', valid='valid', val='valid', validation='valid', is_validation='valid', is_test='test', test='test',
+             is_train='train', train='train') # what a yes means
 
-# %% ../nbs/04_datasets.ipynb #e32d5778
-def _frame(df):
-    "Paths, labels and split of a data frame"
-    cols = {str(c).lower(): c for c in df.columns}
-    if len(cols) < 2: raise ValueError(f"a column of paths and one of labels are needed; there are {list(df.columns)}")
-    pick = lambda names, k: df[next((cols[o] for o in names if o in cols), df.columns[k])]
-    files, names = pick(('image', 'path', 'file', 'filename', 'fname'), 0), pick(('label', 'labels', 'class'), 1)
-    none = names.isna()
-    if none.any(): raise ValueError(f"{none.sum()} rows have no label, such as {files[none].iloc[0]}")
-    split = np.asarray(df[cols['split']]) if 'split' in cols else np.full(len(df), 'train')
-    parts = {k: (split == k).nonzero()[0] for k in ('train', 'valid', 'test')}
-    return list(map(str, files)), names.tolist(), {k: o for k, o in parts.items() if len(o)}
+def flags(values): # as bools, or None where they are anything else
+    yes = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False, 'yes': True, 'no': False}
+    res = [yes.get(o.strip().lower() if isinstance(o, str) else o) if isinstance(o, (str, bool, int, float)) else None for o in values]
+    return None if None in res else np.array(res, bool)
 
-# %% ../nbs/04_datasets.ipynb #f11577b8
+def table_splits(low, get, where):
+    "The split of each row of a table, or None; and the columns that say it. `low`: columns by their lower-case names"
+    for name in SPLIT_COLUMNS:
+        if name not in low: continue
+        values = [o.strip() if isinstance(o, str) else o for o in get(low[name])]
+        if name in ('set', 'usage', 'phase', 'fold') and not any(set(_words(o)) & set(_ROLE) for o in values) and \
+            (name != 'fold' or {*FLAGS} & set(low)): continue # says something else
+        what = f"{where}, column {low[name]!r}"
+        if n := sum(o is None or o != o or o == '' for o in values): raise ValueError(f"{what}: {n} rows are in no split")
+        roles = parts_of(values, what, is_split=True)
+        tell(what, roles, Counter(values))
+        return [roles[o] for o in values], [low[name]]
+    found = {o: v for o in FLAGS if o in low and (v := flags(get(low[o]))) is not None}
+    if not found: return None, []
+    first = 'train' if all(FLAGS[o] != 'train' for o in found) else 'valid'
+    res = np.full(len(next(iter(found.values()))), first, object)
+    for o, v in found.items(): res[v] = FLAGS[o]
+    roles = {o: o for o in ('train', 'valid', 'test') if o in res}
+    tell(f"{where}, column {', '.join(repr(low[o]) for o in found)}", roles, Counter(res.tolist()))
+    if 'train' not in roles: raise ValueError(f"{where}: no row is for training")
+    return res.tolist(), [low[o] for o in found]
+
+# %% ../nbs/04_datasets.ipynb #db3c9d0c
+def label_column(rest, low, get, note):
+    "Labels of a table's rows, or None and why"
+    col = next((low[o] for o in LABEL_COLUMNS if o in low and low[o] in rest), None)
+    rest = [o for o in rest if not re.fullmatch(r'unnamed: \d+|index|', str(o).lower())]
+    if col is None and len(rest) == 1: col = rest[0]
+    if col is not None: return get(col), ''
+    marks = [get(o) for o in rest]
+    if len(rest) > 1 and all(flags(o) is not None for o in marks):
+        return [[int(bool(v)) for v in row] for row in zip(*(flags(o) for o in marks))], ''
+    return None, f"{note}: none of its columns {rest} is called 'label': rename the one that has the labels" if rest else f"{note} has no column of labels"
+
+def from_table(cols, get, where, base=None, image=None, rows=None, strict=True):
+    "`Source` of a table: `get` gives a column by place, `rows` its pictures"
+    low = {str(c).lower().strip(): c for c in cols}
+    splits, used = table_splits(low, get, where)
+    rest = [c for c in cols if c not in used]
+    looks = lambda o: isinstance(o, (Image.Image, os.PathLike)) or isinstance(o, str) and os.path.splitext(o)[1].lower() in image_suffixes()
+    image = image or next((low[o] for o in IMAGE_COLUMNS if o in low), None)
+    if image is None: image = next((c for c in rest if any(map(looks, get(c)[:1]))), None)
+    if image is None: raise ValueError(f"{where}: none of its columns {list(cols)} has images: call it 'image', and the one with labels 'label'")
+    s = from_list((rows or get)(image), base, strict)
+    names, note = label_column([c for c in rest if c != image], low, get, where)
+    parts = splits and {k: np.array([i for i, o in enumerate(splits) if o == k]) for k in ('train', 'valid', 'test') if k in splits}
+    return s._replace(names=names, splits=parts, folder=None, note=note)
+
+def from_rows(seq, base=None):
+    "`Source` of a list of dicts"
+    return from_table(list(seq[0]), lambda c: [o.get(c) for o in seq], 'the rows', base)
+
+def from_frame(df, base=None, where='the data frame'):
+    "`Source` of a data frame"
+    if not len(df): raise ValueError(f"{where} is empty: no rows")
+    return from_table(list(df.columns), lambda c: as_list(df[c]), where, base)
+
+# %% ../nbs/04_datasets.ipynb #26c9641c
+def from_file(
+    path: Path, # a table: .csv, .tsv, .parquet
+    base=None, # folder that relative paths begin in; None: the table's own
+) -> Source:
+    "`Source` of a table in a file"
+    import pandas as pd
+    end, base = path.suffix.lower(), path.parent if base is None else base
+    if end in image_suffixes(): raise ValueError(f"{path} is one image: give its folder, or a list of files")
+    if end not in ('.csv', '.tsv', '.parquet'):
+        raise ValueError(f"{path} is a file, and no table that is read here (.csv, .tsv, .parquet): give a folder, a list of files, or read it with "
+                         "pandas and give the data frame, with path= for the folder of its images")
+    try:
+        if end == '.parquet': return from_frame(pd.read_parquet(path), base, path.name)
+        read = lambda **kw: pd.read_csv(path, keep_default_na=False, na_values=[''], encoding='utf-8-sig', **kw) # a class may be called None or NA
+        head = path.read_text(encoding='utf-8-sig').split('\n', 1)[0]
+        sep = '\t' if end == '.tsv' else max(',;\t', key=head.count)
+        bare = any(os.path.splitext(o.strip('" \r'))[1].lower() in image_suffixes() for o in head.split(sep)) # no line of names
+        return from_frame(read(sep=sep, **(dict(header=None) if bare else {})), base, path.name)
+    except ImportError as e: raise ValueError(f"{path}: pandas needs pyarrow for it: pip install pyarrow, or save it as .csv") from e
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f"{path} is no table that pandas reads: {e}") from e
+
+# %% ../nbs/04_datasets.ipynb #d8448040
+def named(values, classes):
+    "Labels by their names, where these are known"
+    values = [o.item() if isinstance(o, (torch.Tensor, np.generic)) and getattr(o, 'ndim', 0) == 0 else o for o in values]
+    if not classes or not all(isinstance(o, int) and not isinstance(o, bool) for o in values): return values
+    out = [o for o in values if not 0 <= o < len(classes)]
+    if out: raise ValueError(f"{len(out)} labels are none of the {len(classes)} classes, such as {out[0]}: take those images out (torch.utils.data.Subset)")
+    return [str(classes[o]) for o in values]
+
+def from_torchvision(ds):
+    "`Source` of a dataset of torchvision's, by what it knows of its files or arrays; None: it does not say"
+    if not type(ds).__getitem__.__module__.startswith('torchvision.'): return
+    labels = next((as_list(getattr(ds, o)) for o in ('targets', 'labels') if hasattr(ds, o)), None)
+    if hasattr(ds, 'samples'): res = Source([str(f) for f, _ in ds.samples], [y for _, y in ds.samples])
+    elif is_array(getattr(ds, 'data', None)) and labels is not None and len(ds.data) == len(labels) == len(ds): res = Source(ds.data, labels)
+    else: return
+    if getattr(ds, 'transform', None) is not None: _say(f"{type(ds).__name__}: its own transform is not applied")
+    return res._replace(names=named(res.names, getattr(ds, 'classes', None)))
+
+def from_hub(ds):
+    "`Source` of a dataset of Hugging Face's, by its columns"
+    features = getattr(ds, 'features', None) or {}
+    image = next((c for c, f in features.items() if type(f).__name__ == 'Image'), None)
+    get = lambda c: named(as_list(ds[c]), getattr(features.get(c), 'names', None))
+    return from_table(list(ds.column_names), get, type(ds).__name__, image=image, rows=lambda c: [Row(ds, i, c) for i in range(len(ds))])
+
+# %% ../nbs/04_datasets.ipynb #07048df2
+HOLD = 2**30 # bytes of pictures that are kept when rows are read for their labels
+
+def nbytes(o): return o.width*o.height*len(o.getbands()) if isinstance(o, Image.Image) else getattr(o, 'nbytes', 0)
+
+def read_rows(ds, idxs, labels):
+    "`Source` of the rows of any dataset: all are read for their labels; pictures alone when they are wanted"
+    row, room, items, names = ds[idxs[0]], HOLD, [], []
+    cols = {str(c).lower(): c for c in row} if isinstance(row, Mapping) else {}
+    col, label = (next((cols[o] for o in kind if o in cols), None) for kind in (IMAGE_COLUMNS, LABEL_COLUMNS))
+    if cols and col is None: raise ValueError(f"rows of {type(ds).__name__}: none of {list(row)} has images: call it 'image', and the one with labels 'label'")
+    known = next((as_list(getattr(ds, o)) for o in ('targets', 'labels') if hasattr(getattr(ds, o, None), '__len__')), None)
+    if known is not None: known = [known[i] for i in idxs] if len(known) == len(ds) else None
+    labels = labels and known is None and (label is not None if cols else isinstance(row, (tuple, list)) and len(row) > 1)
+    lazy = isinstance(opened(picture_of(row, col)), Image.Image)
+    for k, i in enumerate(idxs):
+        if lazy and not labels and k: items.append(Row(ds, i, col)); continue
+        row = ds[i] if k else row
+        o = opened(picture_of(row, col))
+        if labels: names.append(row[label] if cols else row[1])
+        room -= nbytes(o)
+        items.append(Row(ds, i, col) if lazy and room < 0 else o)
+    names = names if labels else known
+    return from_list(items)._replace(names=None if names is None else named(names, getattr(ds, 'classes', None) or getattr(ds, 'vocab', None)))
+
+def from_dataset(ds, labels=True):
+    "`Source` of a map-style dataset: torch's, torchvision's, Hugging Face's, fastai's"
+    idxs = range(len(ds))
+    while hasattr(ds, 'indices') and hasattr(ds, 'dataset'): idxs, ds = [int(ds.indices[i]) for i in idxs], ds.dataset # torch's Subset
+    if not len(idxs): raise ValueError(f"{type(ds).__name__} without rows: no images")
+    if hasattr(ds, 'column_names'): return from_hub(ds)
+    res = from_torchvision(ds)
+    if res is None: return read_rows(ds, idxs, labels)
+    if len(idxs) == len(ds) and idxs == range(len(ds)): return res
+    return Source(res.items[np.asarray(idxs)] if is_array(res.items) else [res.items[i] for i in idxs], [res.names[i] for i in idxs])
+
+# %% ../nbs/04_datasets.ipynb #2d789afd
+def is_pair(o):
+    "Is this images and labels, rather than two images?"
+    if not isinstance(o, (tuple, list)) or len(o) != 2: return False
+    a, b = o
+    many = lambda v: not isinstance(v, (str, bytes, os.PathLike, Image.Image, Mapping)) and (hasattr(v, '__len__') or hasattr(v, '__next__'))
+    if not many(a) or not many(b) or is_array(b) and b.ndim > 2 or is_array(a) and a.ndim < 3: return False
+    return isinstance(o, tuple) or not isinstance(a, tuple)
+
+def from_pair(images, labels, path):
+    for o in (images, labels):
+        if isinstance(o, tuple) and len(o) == 2 and is_array(o[0]) and o[0].ndim > 2:
+            raise ValueError("two pairs of images and labels: give them as dict(train=(x, y), test=(x2, y2))")
+    s = read_source(images, path, labels=False)
+    if isinstance(labels, (Image.Image, Mapping)) or not hasattr(labels, '__iter__'): raise ValueError(f"labels are a list; this is a {type(labels).__name__}")
+    names = as_list(labels)
+    if len(s.items) != len(names): raise ValueError(f"{len(s.items)} images but {len(names)} labels")
+    return s._replace(names=names, splits=None, folder=None)
+
+def from_dict(d, path, labels):
+    "`Source` of a dict: of splits, or of columns"
+    roles = parts_of(d, 'the dict') if all(isinstance(k, str) for k in d) else None
+    if not roles: return from_table(list(d), lambda c: as_list(d[c]), 'the dict', path)
+    parts = {k: read_source(v, path, labels=labels) for k, v in d.items() if roles[k] != 'other'}
+    tell('the dict', {k: roles[k] for k in parts}, {k: len(o.items) for k, o in parts.items()})
+    arrays = [is_array(o.items) for o in parts.values()]
+    if any(arrays) and not all(arrays): raise ValueError("some splits are arrays and some are not: give one kind")
+    items = np.concatenate([np.asarray(o.items) for o in parts.values()]) if all(arrays) else sum((o.items for o in parts.values()), [])
+    names = sum((list(o.names) for o in parts.values()), []) if all(o.names is not None for o in parts.values()) else None
+    ends, splits = np.cumsum([0] + [len(o.items) for o in parts.values()]), {}
+    for k, a, b in zip(parts, ends, ends[1:]): splits[roles[k]] = np.concatenate([splits.get(roles[k], np.arange(0)), np.arange(a, b)])
+    return Source(items, names, splits)
+
+# %% ../nbs/04_datasets.ipynb #ef6d13c0
+def one_or_many(o):
+    "A single picture as a list of one, an array of one picture as an array of pictures"
+    if isinstance(o, Image.Image) or isinstance(o, Path) and o.is_file() and o.suffix.lower() in image_suffixes(): return [o]
+    if is_array(o) and (o.ndim == 2 or o.ndim == 3 and min(o.shape[0], o.shape[-1]) <= 4): return o[None]
+    return o
+
+def check_array(x):
+    "A `ValueError` for an array of which it is not clear where the pictures are"
+    s = tuple(x.shape)
+    if len(s) == 3 and s[-1] <= 4 < min(s[:2]): raise ValueError(f"an array {s} is one picture: give several, (n,H,W,C) or (n,C,H,W), or x[None]")
+    if len(s) == 4 and s[1] == s[2] < s[3]: raise ValueError(f"an array {s}: are there {s[1]} channels or {s[3]}? Give it as (n,C,H,W), channels first")
+    if len(s) == 1: raise ValueError(f"an array {s} of {x.dtype}: images are (n,H,W), (n,H,W,C) or (n,C,H,W)")
+    return x
+
+# %% ../nbs/04_datasets.ipynb #4facf53f
+def read_source(
+    source, # anything that the loaders take
+    path=None, # folder that relative paths begin in; None: a table file's own, else the current one
+    whole: bool = False, # True: all its images, divided or not; a single one too
+    labels: bool = True, # False: rows of a dataset need not be read for their labels
+) -> Source: # images, and labels where it has them, by place
+    "Any source as lists; a `ValueError` for what is none"
+    source = as_source(source)
+    if whole: source = one_or_many(source)
+    if isinstance(source, Labelled): return Source(source.items, [source.vocab[i] for i in source.labels], source.splits)
+    if isinstance(source, Path): return from_file(source, path) if source.is_file() else from_folder(source, whole=whole)
+    if is_pair(source): return from_pair(*source, path)
+    if is_array(source): return Source(check_array(source))
+    if isinstance(source, Mapping): return from_dict(source, path, labels)
+    if hasattr(source, 'columns') and hasattr(source, '__getitem__'): return from_frame(source, path)
+    if hasattr(source, 'loaders') or hasattr(source, 'dataset') and hasattr(source, 'batch_size'):
+        raise ValueError(f"a {type(source).__name__} has batches: give its dataset, such as loader.dataset")
+    if isinstance(source, Image.Image): raise ValueError("one picture: give a list, [img]")
+    if isinstance(source, (list, tuple, set)) or hasattr(source, 'tolist') or hasattr(source, '__next__') or type(source).__name__ == 'L':
+        return from_list(sorted(source) if isinstance(source, set) else as_list(source), path)
+    if hasattr(source, '__getitem__') and hasattr(source, '__len__'): return from_dataset(source, labels)
+    if hasattr(source, '__iter__'): return from_list(source, path)
+    raise ValueError(f"a source is a folder, a table, a list of files or pictures, an array, a dataset or its name, or a pair (images, labels); "
+                     f"this is a {type(source).__name__}")
+
+# %% ../nbs/04_datasets.ipynb #274ceebe
+def _cell(o):
+    "A label as plain Python has it"
+    if isinstance(o, (torch.Tensor, np.ndarray)) and o.size == 1 if isinstance(o, np.ndarray) else isinstance(o, torch.Tensor) and o.numel() == 1: o = o.reshape(-1)[0]
+    if isinstance(o, (torch.Tensor, np.generic)) and getattr(o, 'ndim', 0) == 0: o = o.item()
+    if isinstance(o, (list, tuple)) and len(o) == 1 and isinstance(o[0], (int, float)): o = o[0] # a column of an array (n,1)
+    if isinstance(o, bytes): o = o.decode('utf-8', 'replace')
+    return o.strip() if isinstance(o, str) else o
+
+def _missing(o):
+    try: return o is None or type(o).__name__ in ('NAType', 'NaTType') or o != o or isinstance(o, str) and o.lower() in ('', 'nan')
+    except (TypeError, ValueError): return False
+
+def several(names):
+    "A label that is several, or None: words that are labels themselves, the same words in another order, or many mixtures of few words"
+    kinds = set(names)
+    for sep in (' ', ',', ';', '|'):
+        cut = {o: [w.strip() for w in o.split(sep) if w.strip()] for o in kinds}
+        more = [o for o in sorted(kinds) if len(cut[o]) > 1]
+        if not more: continue
+        if res := next((o for o in more if all(w in kinds for w in cut[o])), None): return res
+        orders = Counter(frozenset(cut[o]) for o in more)
+        if res := next((o for o in more if orders[frozenset(cut[o])] > 1), None): return res
+        words = {w for o in kinds for w in cut[o]}
+        if len(kinds) >= 10 and len(words) <= len(kinds)/2 and len({len(o) for o in cut.values()}) > 2: return more[0]
+
+# %% ../nbs/04_datasets.ipynb #1c9bcb4b
+SEVERAL = "several labels for one image are not learnt yet: keep the one that matters most in a column of its own"
+
+def check_kind(names):
+    "A `ValueError` for labels that name no classes; the labels, whole numbers as such"
+    kinds = {type(o) for o in names}
+    rows = [o for o in names if isinstance(o, (list, tuple, set, frozenset, dict, np.ndarray, torch.Tensor))]
+    if rows and all(isinstance(o, (list, tuple)) and sorted(map(str, o)) == ['0']*(len(o)-1) + ['1'] for o in names):
+        raise ValueError("labels are a one-hot matrix: give the place of the 1, labels.argmax(1), or, of columns, df[columns].idxmax(axis=1)")
+    if rows: raise ValueError(f"labels such as {str(rows[0])[:60]}: {SEVERAL}")
+    if float in kinds and kinds <= {float, int}:
+        if any(o != int(o) for o in names if np.isfinite(o)) or not np.isfinite(names).all():
+            raise ValueError(f"labels are numbers from {min(names):g} to {max(names):g}: to estimate a number is not learnt yet. Make classes of them "
+                             "(pandas.cut(y, 3, labels=['low', 'middle', 'high'])), or, where each value is one, names (y.astype(str))")
+        return [int(o) for o in names]
+    if bool in kinds and len(kinds) == 1: return [str(o) for o in names]
+    if len(kinds) > 1 or not kinds <= {str, int}:
+        some = ' and '.join(f'{next(o for o in names if type(o) is k)!r} ({k.__name__})' for k in sorted(kinds, key=lambda k: k.__name__))
+        raise ValueError(f"labels are {some}: give one kind, such as labels.astype(str)")
+    return names
+
+# %% ../nbs/04_datasets.ipynb #d527126f
+def class_names(
+    names, # label of each image, as given
+    items=None, # the images, to name one in a message
+) -> list: # label of each: str, or int
+    "Labels that name classes, or a `ValueError` with what to do"
+    names = [_cell(o) for o in names]
+    at = lambda k: f" ({items[k]})" if isinstance(items, list) and isinstance(items[k], str) else f" (row {k})"
+    none = [k for k, o in enumerate(names) if _missing(o)]
+    if none: raise ValueError(f"{len(none):,} of {len(names):,} images have no label, such as the one at {none[0]}{at(none[0])}: take them out, or name their class")
+    names = check_kind(names)
+    if not isinstance(names[0], str): return names
+    if any(o[0] + o[-1] in ('[]', '{}', '()') for o in set(names)): raise ValueError(f"labels such as {names[0][:60]}: {SEVERAL}")
+    if o := several(names): raise ValueError(f"labels such as {o!r}: {SEVERAL}. If it is one class, write it as one word: {re.sub('[ ,;|]+', '_', o)!r}")
+    same = {}
+    for o in sorted(set(names)): same.setdefault(re.sub('[ _-]+', ' ', o).casefold() if len(o) > 1 else o, []).append(o)
+    if twice := next((o for o in same.values() if len(o) > 1), None):
+        raise ValueError(f"labels {' and '.join(map(repr, twice))} differ in case or spaces alone: write one class one way (labels.str.strip().str.lower()), "
+                         "or give them names that differ more")
+    return names
+
+def check_classes(names, train): # names: by place
+    "The classes of the training images, or a `ValueError` where there is nothing to learn"
+    count = Counter(names[i] for i in train)
+    if len(count) < 2: raise ValueError(f"{len(count)} class among the training images{f' ({next(iter(count))})' if count else ''}: at least two are needed")
+    once = sum(v == 1 for v in count.values())
+    if len(count) > 20 and once > .9*len(count):
+        raise ValueError(f"{len(count):,} classes for {len(train):,} images, {once:,} of them with one image, such as {next(iter(count))!r}: these look like "
+                         "names of images, not of classes. Call the column of classes 'label'")
+    new = sorted({str(o) for o in names.values() if o not in count})
+    if new: raise ValueError(f"classes without a training image: {', '.join(new[:5])}")
+    return sorted(count)
+
+# %% ../nbs/04_datasets.ipynb #85eab8fb
 def as_labelled(
-    source, # folder of class folders, data frame, dataset's name, (array, labels), or a `Labelled`
+    source, # folder of class folders, table, dataset or its name, (images, labels), or a `Labelled`
+    path=None, # folder that relative paths begin in; None: a table file's own, else the current one
 ) -> Labelled:
     "Any labelled source as items, class indices, class names and splits"
     source = as_source(source)
     if isinstance(source, Labelled): return source
-    if isinstance(source, Path): items, names, splits = _split_folder(source)
-    elif hasattr(source, 'columns'): items, names, splits = _frame(source)
-    elif isinstance(source, (tuple, list)) and len(source) == 2: (items, names), splits = source, None
-    else: raise ValueError(f"a labelled source is a folder of class folders, a data frame, a dataset's name or a pair "
-                           f"(images, labels); this is a {type(source).__name__}")
-    names = names.tolist() if hasattr(names, 'tolist') else list(names)
-    if len(items) != len(names): raise ValueError(f"{len(items)} images but {len(names)} labels")
-    splits = splits or dict(train=np.arange(len(names)))
-    vocab = sorted({names[i] for i in splits.get('train', [])})
-    if len(vocab) < 2: raise ValueError(f"{len(vocab)} class among the training images: at least two are needed")
+    s = read_source(source, path)
+    if s.names is None: raise ValueError(s.note or "these images have no labels: give a folder of class folders, a table with a column 'label', or a "
+                                         "pair (images, labels)")
+    splits = s.splits or dict(train=np.arange(len(s.names)))
+    if isinstance(source, Path) and source.is_dir():
+        used = np.concatenate(list(splits.values()))
+        loose = [s.items[i] for i in used if s.names[i] == '']
+        if loose: raise ValueError(f"{len(loose)} images lie in {source}, not in a folder named after their class: {loose[0]}")
+    every = np.sort(np.concatenate(list(splits.values())))
+    names = dict(zip(every, class_names([s.names[i] for i in every], [s.items[i] for i in every] if isinstance(s.items, list) else None)))
+    vocab = check_classes(names, splits['train'])
     idx = {o: i for i, o in enumerate(vocab)}
-    new = sorted({str(o) for o in names if o not in idx})
-    if new: raise ValueError(f"classes without a training image: {', '.join(new[:5])}")
-    return Labelled(items, [idx[o] for o in names], vocab, splits)
+    return Labelled(s.items, [idx[names[i]] if i in names else 0 for i in range(len(s.items))], vocab, splits)
+
+def as_unlabelled(
+    source, # anything
+    path=None, # folder that relative paths begin in; None: a table file's own, else the current one
+) -> tuple: # training images: an array, or a list; and their folder if they are all of its images
+    "The images of any source that may be trained on"
+    s = read_source(source, path, labels=False)
+    if not s.splits: return s.items, s.folder
+    rows = s.splits['train']
+    return (s.items[rows] if is_array(s.items) else [s.items[i] for i in rows]), s.folder
