@@ -400,9 +400,10 @@ def finetune_facts(self:Learner,
     n_epoch:int, # Length of the run
 ) -> dict:       # JSON values
     "What a run must share with one that it goes on from"
-    model = get_model(self.model)
-    return dict(asdict(self.recipe), n_epoch=n_epoch, arch=model.default_cfg.get('architecture'), origin=self.origin, seed=self.seed,
-                parameters=sum(p.numel() for p in model.parameters()), images=len(self.dls.train.dataset), bs=self.dls.bs)
+    ps = list(get_model(self.model).parameters())
+    return dict(asdict(self.recipe), n_epoch=n_epoch, arch=get_model(self.model).default_cfg.get('architecture'), origin=self.origin, seed=self.seed,
+                parameters=sum(p.numel() for p in ps), trained_parameters=sum(p.numel() for p in ps if p.requires_grad),
+                images=len(self.dls.train.dataset), bs=self.dls.bs)
 
 # %% ../nbs/60_finetune.ipynb #42e5d40c
 @patch
