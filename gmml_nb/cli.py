@@ -21,7 +21,7 @@ if os.path.basename(sys.argv[0]).startswith('gmml_'):   # while the imports belo
     signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b'stopped\n') and 130))
 
 # %% ../nbs/95_cli.ipynb #337e6b41
-import argparse, ast, base64, html, inspect, io, json, tempfile, textwrap
+import ast, base64, html, inspect, io, json, tempfile, textwrap
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial, wraps
@@ -162,7 +162,7 @@ def command_parser(
 ):           # `argparse.ArgumentParser`
     "fastcore's parser, in which these parameters may be typed with and without their names"
     p = anno_parser(f, f.__name__, list(pos))
-    for k in pos: p.add_argument(f'--{k}', metavar='(str)', help=f'The same as {k}, by its name')
+    for k in pos: p.add_argument(f'--{k}', dest=f'--{k}', metavar='(str)', help=f'The same as {k}, by its name')
     p.description,p.epilog = inspect.getdoc(f).split('\n')[0],f'{end}{p.epilog}'
     return p
 
@@ -171,11 +171,11 @@ def typed_options(
     pos=(), # As in `command_parser`
 ) -> dict:  # Options that stand on the command line, and no others
     "What was typed, without the defaults"
-    p,names = command_parser(f, pos, SEVERAL),list(inspect.signature(f).parameters)
-    p.set_defaults(**dict.fromkeys(names, argparse.SUPPRESS))
+    p,names,unset = command_parser(f, pos, SEVERAL),list(inspect.signature(f).parameters),object()
+    p.set_defaults(**dict.fromkeys([*names, *(f'--{k}' for k in pos)], unset))
     o,rest = p.parse_known_intermixed_args()
     if rest: refuse_word(f, pos, first([w for w in rest if w.startswith('-')] or rest))
-    return {k: v for k,v in vars(o).items() if k in names and v != argparse.SUPPRESS}
+    return {k.lstrip('-'): v for k,v in vars(o).items() if k.lstrip('-') in names and v is not unset}
 
 # %% ../nbs/95_cli.ipynb #c11a0004
 SEVERAL = 'On two GPUs: torchrun --standalone --nproc-per-node 2 --no-python gmml_pretrain DATA ... '
@@ -325,6 +325,16 @@ class NoteStart(Callback):
     def before_fit(self):
         if not rank_distrib(): self.write()
 
+@contextmanager
+def said_of_out(
+    out, # Folder of a run
+):
+    "Inside, an error about the checkpoint of another run says what to do with `--out`"
+    try: yield
+    except ValueError as e:
+        what,other,_ = str(e).partition('. Choose another')
+        raise ValueError(f'{what}. Choose another --out, set them back, or delete {out} to train anew') if other else e
+
 def is_finished(
     out:Path,      # Folder of a run
     ck:Checkpoint, # After `fit_gmml` or `fit_finetune`
@@ -367,7 +377,7 @@ def run_pretrain(
     learn = gmml_learner(dls, o.arch, r, o.pretrained, patch, model_args, o.seed)
     more = dict(recipe=asdict(r), model_args=learn.model.encoder.model_args, images=len(dls.train.dataset))
     note = partial(save_settings, o.out, 'gmml_pretrain', vars(o), **more)
-    with all_processes(learn, o.fp16, o.bf16, max(r.blocks) < len(learn.model.encoder.vit.blocks)):
+    with said_of_out(o.out), all_processes(learn, o.fp16, o.bf16, max(r.blocks) < len(learn.model.encoder.vit.blocks)):
         learn.fit_gmml(o.epochs, cbs=NoteStart(partial(note, finished=False)), checkpoint=ck, estimate=not rank_distrib())
     if not is_finished(Path(o.out), ck) and not rank_distrib(): write_encoder(learn, Path(o.out), ck, note)
     return learn
@@ -520,7 +530,7 @@ def run_finetune(
     learn = finetune_learner(dls, o.encoder, r, [accuracy, *([top_5] if len(dls.vocab) > 5 else [])], o.arch, model_args, seed=o.seed)
     print(f'{len(dls.train.dataset):,} labelled images of {len(dls.vocab)} classes, {o.epochs} epochs of {len(dls.train)} steps')
     note = partial(save_settings, o.out, 'gmml_finetune', vars(o), recipe=asdict(learn.recipe), vocab=list(map(str, dls.vocab)))
-    with all_processes(learn, o.fp16, o.bf16): learn.fit_finetune(o.epochs, cbs=NoteStart(partial(note, finished=False)), checkpoint=ck)
+    with said_of_out(o.out), all_processes(learn, o.fp16, o.bf16): learn.fit_finetune(o.epochs, cbs=NoteStart(partial(note, finished=False)), checkpoint=ck)
     if is_finished(Path(o.out), ck): return learn, settings_of(o.out)['results']
     return learn, {} if rank_distrib() else write_classifier(learn, Path(o.out), ck, note)
 
