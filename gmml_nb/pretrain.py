@@ -31,11 +31,11 @@ from fastai.data.core import DataLoaders
 from fastai import distributed   # `distrib_ctx`, `teardown_distrib`
 from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import default_device, get_model, num_distrib, rank_distrib
+from fastai.torch_core import apply, default_device, get_model, num_distrib, rank_distrib, to_detach
 from fastprogress.fastprogress import format_time
 from .core import known, number, numbers, override
 from .augment import color_jitter, gaussian_blur, random_flip, random_resized_crop
-from .data import pixels_and_sizes, in_the_middle
+from .data import ImageDL, pixels_and_sizes, in_the_middle
 from .corruption import Combine, NoCorruption, Noise, Replace, Zeros
 from .vit import GMMLEncoder
 from .decoder import GMMLAutoencoder, PointwiseDecoder
@@ -246,9 +246,8 @@ def after_fit(self:GMML): vars(self.learn.recorder)['loss'] = self.old_loss
 
 @patch
 def before_validate(self:GMML):
-    "Indices of the images that the held-out loader will yield"
-    self.idxs = list(self.dl.get_idxs()) if hasattr(self.dl, 'get_idxs') else range(sum(len(b[0]) for b in self.dl))
-    self.seen,self.donors = 0,self.held_out()
+    "Donors, and that no held-out image has been seen yet"
+    self.seen,self.idxs,self.donors = 0,None,self.held_out()
 
 # %% ../nbs/50_pretrain.ipynb #c3d3ed2f
 @patch
@@ -278,6 +277,7 @@ def before_batch(self:GMML):
         idxs = None
     else:
         x = in_the_middle(self.x, size)
+        if self.idxs is None: self.idxs = list(self.dl.get_idxs())   # which images the loader yields here, perhaps a share
         idxs = self.idxs[self.seen:self.seen+len(x)]
         self.seen += len(x)
     x = self.normalise(x)
@@ -290,7 +290,7 @@ class AvgMaskedLoss(AvgLoss):
     def accumulate(self, learn):
         x,mask = learn.yb
         n = mask.sum()*x.shape[1] if learn.loss_func.reduction == 'mean' else mask.new_ones((), dtype=torch.long)
-        o = learn.to_detach(torch.stack([learn.loss.mean().double()*n, n.double()])[None]).sum(0)
+        o = torch.stack([learn.loss.mean().double()*n, n.double()]).detach().cpu()
         self.total,self.count = self.total + o[0],self.count + o[1]
 
 # %% ../nbs/50_pretrain.ipynb #01bd4cad
@@ -644,6 +644,41 @@ def export_encoder(self:Learner,
     facts = dict(method=cb.method, **cb.facts, recipe=asdict(cb.recipe), images=len(self.dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
     return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, gmml={**facts, **about})
 
+# %% ../nbs/50_pretrain.ipynb #845cf1de
+def own_detach(b, cpu=True, gather=True): return to_detach(b, cpu, False)   # what has been gathered is not gathered again
+
+def from_all(
+    o,       # Tensor of this process (bs, ...)
+    n:int,   # Images that are left, in all processes
+):           # Those of all processes, in the order of the data set
+    "One batch of several: a process has every `world`-th image"
+    t = o.detach().as_subclass(torch.Tensor).contiguous()
+    flat = t.view(torch.uint8) if t.dtype == torch.bool else t
+    parts = [torch.empty_like(flat) for _ in range(num_distrib())]
+    dist.all_gather(parts, flat)
+    return torch.stack(parts, 1).flatten(0, 1)[:n].view(t.dtype).as_subclass(type(o))
+
+# %% ../nbs/50_pretrain.ipynb #24d8b687
+class MeasureTogether(Callback):
+    "Each process predicts its share of the held-out images; loss and metrics see all of them, as those of one process would"
+    order = distributed.DistributedTrainer.order + 1   # which wraps the loaders, and after `MixedPrecision` (10) has cast the prediction
+    def before_validate(self):
+        dl = self.dl
+        self.share,self.left = isinstance(dl, ImageDL),len(dl.dataset)
+        self.learn.dl = self.own_part(dl) if self.share else getattr(dl, 'dl', dl)   # loaders of fastai's: in full
+        self.learn.dl.to_detach = own_detach
+    def own_part(self, dl):
+        idxs,world = range(self.left) if dl.shard else list(dl.get_idxs()),num_distrib()
+        own = [idxs[i % self.left] for i in range(rank_distrib(), -(-self.left//world)*world, world)]
+        return dl.new(shuffle=False, drop_last=False, shard=True, get_idxs=lambda: own)
+    def after_pred(self):
+        if self.training or not self.share: return
+        gather = partial(apply, from_all, n=self.left)
+        n = len(self.yb[0] if len(self.yb) else self.xb[0])
+        self.learn.pred,self.learn.yb = gather(self.pred),tuple(map(gather, self.yb))
+        if getattr(getattr(self.learn, 'gather_preds', None), 'with_input', False): self.learn.xb = tuple(map(gather, self.xb))
+        self.left -= n*num_distrib()
+
 # %% ../nbs/50_pretrain.ipynb #f2e8b351
 def pick_device(
     device:str=None, # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the GPU if there is one
@@ -675,4 +710,4 @@ def all_processes(
     atexit.register(distributed.teardown_distrib)   # gloo's threads may abort a process that ends without
     kw = dict(sync_bn=False, cpu=torch.device(learn.dls.device).type == 'cpu', mixed_precision='no',   # the learner has it already
               kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
-    with learn.no_bar() if rank_distrib() else nullcontext(), learn.distrib_ctx(**kw): yield learn
+    with learn.no_bar() if rank_distrib() else nullcontext(), learn.distrib_ctx(**kw), learn.added_cbs(MeasureTogether()): yield learn
