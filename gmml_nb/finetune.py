@@ -300,8 +300,8 @@ def adopt_images(
         if k in given: print(f'{what[k]} of the loaders is kept: {ours}; the encoder was trained with {theirs}')
         else: print(f"{what[k]} of the encoder is taken: {theirs}; the loaders had {ours}")
     if not hasattr(dls, 'adopt'): return
-    whole = dls.crop_pct == 1 or 'crop_pct' in given   # training images are not cropped at random either
-    if explicit or not whole: new['crop_pct'] = crop_pct
+    crops = isinstance(getattr(dls.train.dataset, 'recipe', None), str)   # are the training images cropped at random?
+    if explicit or crops and 'crop_pct' not in given: new['crop_pct'] = crop_pct
     new = {k: v for k,v in new.items() if k not in given or k == 'crop_pct'}
     if new: dls.adopt(**new)
 
