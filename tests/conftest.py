@@ -8,6 +8,7 @@ def pytest_addoption(parser):
     for o in ('slow', 'cuda'): parser.addoption(f'--{o}', action='store_true', help=f'run cells marked `#| {o}` too')
 
 
+@pytest.hookimpl(tryfirst=True)   # before xdist looks for groups
 def pytest_collection_modifyitems(items):
     "With several workers, the tests of a file stay together, and those that need the docs site, too; each chapter is on its own"
     for o in items:
