@@ -31,7 +31,7 @@ from .images import (Unreadable, _say, as_8bit, as_float, as_images, check_resiz
                             image_moments, image_sizes, image_suffixes, in_threads, measure_depth, plain_image, read_image, read_stored,
                             readable, stats_of, to_pil)
 
-# %% ../nbs/00_data.ipynb #a8bfecb1
+# %% ../nbs/00_data.ipynb #bb1f8726
 def as_picture(
     o, # path, Pillow image, `Row` of a dataset, or array
     in_chans: int = 3, # 1: grey, 3: RGB
@@ -229,7 +229,7 @@ def draw(self: ImageDL, x, titles, nrows=None, ncols=None, figsize=None, ctxs=No
         o = as_float(o.as_subclass(torch.Tensor)).clamp(0, 1)
         show_image(o[:3] if len(o) >= 3 else o[:1], ctx=ax, title=title, cmap='gray', **kwargs)
 
-# %% ../nbs/00_data.ipynb #7805ac44
+# %% ../nbs/00_data.ipynb #a537d977
 @patch
 def show_batch(self: ImageDL, b=None, max_n=8, ctxs=None, show=True, unique=False, **kwargs):
     "Draw the first images of a batch, with their class where there is one; `unique`: one image, as each epoch has it"
@@ -385,7 +385,7 @@ def _say_left(dl):
     sees = '' if best == bs else f"; bs={best} sees {'all' if n % best == 0 else f'all but {n % best}'}"
     _say(f"{n:,} images at bs={bs}: {n % bs} of them are not seen in an epoch{sees}")
 
-# %% ../nbs/00_data.ipynb #3adeae32
+# %% ../nbs/00_data.ipynb #b10afe74
 def _given(**kw): return frozenset(k for k, v in kw.items() if v is not None)
 
 def _as_loaders(sets, given, hw, **kw):
@@ -535,7 +535,7 @@ def adopt(self: LabelledSet, stats=None, depth=None, resize=None, crop_pct=None)
     if depth is not None: self.depth = depth
     if deep or other and not self.short: self.keep_all()
 
-# %% ../nbs/00_data.ipynb #367714dc
+# %% ../nbs/00_data.ipynb #cbcc8431
 def wide_bytes(items, size, c):
     "Bytes of these pictures with the shorter side at most twice `size`, by their headers; rows of datasets are taken for square"
     short = 2*max(size)
@@ -560,7 +560,7 @@ def only(self: LabelledSet, results, keep):
     self.all, self.labels = _take(self.all, ok), self.labels[ok]
     if keep: self.kept = self.as_kept([results[i][0] for i in ok])
 
-# %% ../nbs/00_data.ipynb #afe2047a
+# %% ../nbs/00_data.ipynb #6d5bb112
 def decode_sets(sets, measure, cache, on_error):
     "Decode every picture once, those of the first set before the others; heights and widths of the pictures"
     size, c, good = sets[0].size, sets[0].in_chans, lambda r: [o for o in r if not isinstance(o, Unreadable)]
@@ -577,7 +577,7 @@ def decode_sets(sets, measure, cache, on_error):
     if measure and not sets[0].short and sets[0].resize == 'pad': sets[0].keep_all() # the colour of its margins is known only now
     return [hw for r in res for *_, hw in good(r)]
 
-# %% ../nbs/00_data.ipynb #85837eea
+# %% ../nbs/00_data.ipynb #e7eb9e79
 def _check_crop(crop_pct, recipe):
     if crop_pct is None: return 224/256 if isinstance(recipe, str) else 1. # DeiT's
     if isinstance(crop_pct, (int, float, np.number)) and 0 < crop_pct <= 1: return float(crop_pct)
@@ -628,7 +628,7 @@ def finetune_dls(
     sets, hw = _labelled_sets(ds, splits, size, recipe, seed, in_chans, stats, cache, on_error, resize or 'crop', crop_pct, depth)
     return _as_loaders(sets, given, hw if resize is None else None, bs=bs, seed=seed, device=device, num_workers=num_workers)
 
-# %% ../nbs/00_data.ipynb #d20610c2
+# %% ../nbs/00_data.ipynb #105b0586
 def one_or_many(o, c):
     "A single picture as several: a path, a Pillow image, an array of `c` channels or of colours"
     if isinstance(o, (str, Path)) and Path(o).expanduser().is_file() and Path(o).suffix.lower() in image_suffixes() or isinstance(o, Image.Image): return [o]
@@ -653,7 +653,7 @@ def like(self: LabelledSet, items, labels=None):
     return LabelledSet(check_like(items, self), labels, self.size, self.in_chans, self.stats, self.vocab, self.recipe, seed=self.seed,
                        depth=self.depth, resize=self.resize, crop_pct=self.crop_pct)
 
-# %% ../nbs/00_data.ipynb #7f53b698
+# %% ../nbs/00_data.ipynb #0c3a3d5c
 @patch
 def place(self: LabelledSet, o):
     "Which item this is, or None: by its path, or as a row of the array"
@@ -679,7 +679,7 @@ def labels_of(items, names, sets):
                      f"It knows {', '.join(list(vocab)[:10])}{', ...' if len(vocab) > 10 else ''}: give files in folders of that name, "
                      "a table with a column 'label', or a pair (images, labels)")
 
-# %% ../nbs/00_data.ipynb #930659f8
+# %% ../nbs/00_data.ipynb #a0da3c6d
 @patch
 def test_dl(self: ImageLoaders,
     test_items, # path, folder, Pillow image, array, tensor, table, or a list of such

@@ -346,12 +346,12 @@ def as_source(
     if path.exists() or any(o in source for o in '/\\.~'): return path
     raise ValueError(f"{source!r} is neither a folder here nor a dataset: {nearest_name(source, DATASETS)}")
 
-# %% ../nbs/04_datasets.ipynb #d8d06863
+# %% ../nbs/04_datasets.ipynb #1e6dda82
 SPLIT_WORDS = dict(train='train training trn tr trainval', valid='valid validation val dev eval evaluation',
                    test='test testing tst te', other='unlabeled unlabelled unsup pred prediction predictions predict') # other: left out, and said
 _ROLE = {w: k for k, v in SPLIT_WORDS.items() for w in v.split()}
 _PLAIN = {*('seg image images img imgs picture pictures pics photo photos set data dataset ds split part subset folder dir file files '
-            'class classes public private').split()} # words beside which a split's name stays one
+            'class classes public private stage resized cropped jpg jpeg png px small full final original orig raw new v x').split()} # words beside which a split's name stays one
 
 def _words(name):
     s = re.sub('(?<=[a-z])(?=[A-Z])', ' ', str(name)).lower()
@@ -366,7 +366,7 @@ def split_of(
     roles = {_ROLE[w] for w in words if w in _ROLE}
     return roles.pop() if len(roles) == 1 and all(w in _ROLE or w in _PLAIN for w in words) else None
 
-# %% ../nbs/04_datasets.ipynb #4d9a1484
+# %% ../nbs/04_datasets.ipynb #7671ea24
 def parts_of(
     names, # of folders that lie beside each other, or the values of a column
     where, # what holds them, for the message
@@ -374,7 +374,8 @@ def parts_of(
 ) -> dict | None: # the split that each stands for; None: they are no splits
     "What a division's names stand for, or a `ValueError` where that is not clear"
     names = sorted(set(names), key=str)
-    roles = {o: split_of(o) for o in names}
+    both = set.intersection(*(set(_words(o)) for o in names)) - {*_ROLE} if len(names) > 1 else () # flowers_train, flowers_test
+    roles = {o: split_of(' '.join(w for w in _words(o) if w not in both)) for o in names}
     odd, found = [o for o in names if not roles[o]], {r for r in roles.values() if r} - {'other'}
     if not odd and not found and not is_split or not names: return None
     looks = {_ROLE[w] for o in odd for w in _words(o) if w in _ROLE}
@@ -391,7 +392,7 @@ def parts_of(
     if 'train' not in found: raise ValueError(f"{where}: there are {say(names)}, but no training images. Give the one to train on by itself")
     return roles
 
-# %% ../nbs/04_datasets.ipynb #61b4016b
+# %% ../nbs/04_datasets.ipynb #5e054739
 class Source(NamedTuple):
     "Images, and by the same places their labels"
     items: object # array (n,...), or list of paths, Pillow images or `Row`s
@@ -416,7 +417,7 @@ def picture_of(row, col=None):
     if col is not None: return row[col]
     return row[0] if isinstance(row, (tuple, list)) else row
 
-# %% ../nbs/04_datasets.ipynb #0a8436f2
+# %% ../nbs/04_datasets.ipynb #1b75bdf6
 def is_array(o): return isinstance(o, (np.ndarray, torch.Tensor)) and getattr(o.dtype, 'kind', 'f') not in 'OUS' and o.ndim > 0
 def as_list(o): return list(o.tolist() if hasattr(o, 'tolist') and not isinstance(o, list) else o) # by place, whatever the index
 
@@ -428,6 +429,7 @@ def find_files(
     "Paths as they are on this machine, `~` expanded"
     if web := [o for o in paths if re.match('(https?|s3|gs)://', str(o))]: raise ValueError(f"{web[0]!r} is an address: download the images first")
     res = [os.path.expanduser(os.fspath(o)) for o in paths]
+    if os.sep == '/': res = [o if '\\' not in o or os.path.exists(o) else o.replace('\\', '/') for o in res] # a table from Windows
     if base is not None: res = [os.path.join(Path(base).expanduser(), o) for o in res]
     gone = [o for o in res if not os.path.exists(o)] if strict or base is not None else []
     if len(gone) <= len(res)/2: return res
@@ -435,7 +437,7 @@ def find_files(
     raise ValueError(f"{len(gone):,} of {len(res):,} images are not there, such as {gone[0]}{bare}; looked in {Path(base or '.').expanduser().resolve()}. "
                      "Where relative paths begin, path= says")
 
-# %% ../nbs/04_datasets.ipynb #27f1c543
+# %% ../nbs/04_datasets.ipynb #d9e2f757
 def from_list(seq, base=None, strict=False):
     "`Source` of a list of whatever stands for a picture"
     seq = list(seq)
@@ -458,7 +460,7 @@ def from_arrays(seq):
     if len({tuple(o.shape) for o in seq}) > 1: return Source([Row(seq, i) for i in range(len(seq))])
     return Source(torch.stack(list(seq)) if isinstance(seq[0], torch.Tensor) else np.stack(seq))
 
-# %% ../nbs/04_datasets.ipynb #c6c95c1c
+# %% ../nbs/04_datasets.ipynb #effbf09e
 def from_paths(seq, base=None, strict=False):
     "`Source` of files, or of folders: all their images"
     bad = [o for o in seq if not isinstance(o, (str, os.PathLike))]
@@ -477,7 +479,7 @@ def from_paths(seq, base=None, strict=False):
         at += len(o.items)
     return Source(items, names, splits)
 
-# %% ../nbs/04_datasets.ipynb #02394ce9
+# %% ../nbs/04_datasets.ipynb #c3b9d0d1
 def tell(where, roles, counts, left=0):
     "Say what was taken for what"
     words = dict(train='for training', valid='for validation', test='for testing', other='left out')
@@ -515,42 +517,58 @@ def from_folder(
         else: break
     return Source(files, None if whole else [d[0] if d else top for d in dirs], None, path)
 
-# %% ../nbs/04_datasets.ipynb #8a109a8e
+# %% ../nbs/04_datasets.ipynb #21adabb2
 IMAGE_COLUMNS = ('image path file filename file_name fname filepath file_path image_path img img_path image_file image_name image_id picture '
                  'photo').split()
 LABEL_COLUMNS = 'label labels class target category class_name label_name tag tags classes y fine_label coarse_label'.split()
-SPLIT_COLUMNS = 'split data_split subset partition fold set usage phase'.split()
-FLAGS = dict(is_valid='valid', is_val='valid', valid='valid', val='valid', validation='valid', is_validation='valid', is_test='test', test='test',
-             is_train='train', train='train') # what a yes means
+SPLIT_COLUMNS = {*'split splits subset partition fold folds kfold'.split()} # words of a column's name that say it is one
+MAYBE = {*'set usage phase stage mode dataset group part'.split()} # names of columns that are one if their values are
 
 def flags(values): # as bools, or None where they are anything else
     yes = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False, 'yes': True, 'no': False}
     res = [yes.get(o.strip().lower() if isinstance(o, str) else o) if isinstance(o, (str, bool, int, float)) else None for o in values]
     return None if None in res else np.array(res, bool)
 
+def flag_of(name):
+    "The split that a yes in a column of this name stands for: is_valid, isTrain, valid"
+    return split_of(re.sub('^is[ _]?', '', name)) if name.startswith('is') else dict(train='train', valid='valid', val='valid', validation='valid', test='test').get(name)
+
+def split_column(low, get):
+    "The column that says the split, or None; `low`: columns by their lower-case names"
+    values = {}
+    def look(o):
+        v = values.setdefault(o, {v for v in get(low[o])[:100_000] if isinstance(v, str)}) if flag_of(o) is None else ()
+        return v, {split_of(w) for w in v}
+    sure = [o for o in low if SPLIT_COLUMNS & set(_words(o))]
+    others = [o for o in low if o not in sure and o not in IMAGE_COLUMNS + LABEL_COLUMNS]
+    more = [o for o in others if 'train' in look(o)[1] and len(look(o)[1]) > 1 and (None not in look(o)[1] or o in MAYBE)]
+    more += [o for o in others if o in MAYBE and o not in more and any(set(_words(w)) & {*_ROLE} for w in look(o)[0])]
+    words = [o for o in sure if any(isinstance(v, str) and set(_words(v)) & {*_ROLE} for v in get(low[o]))]
+    if not words and not more and any(flag_of(o) for o in low): return None # k-fold numbers beside is_valid
+    return next(iter(words + more + sure), None)
+
 def table_splits(low, get, where):
-    "The split of each row of a table, or None; and the columns that say it. `low`: columns by their lower-case names"
-    for name in SPLIT_COLUMNS:
-        if name not in low: continue
-        values = [o.strip() if isinstance(o, str) else o for o in get(low[name])]
-        if name in ('set', 'usage', 'phase', 'fold') and not any(set(_words(o)) & set(_ROLE) for o in values) and \
-            (name != 'fold' or {*FLAGS} & set(low)): continue # says something else
-        what = f"{where}, column {low[name]!r}"
+    "The split of each row of a table, or None; and the columns that say it"
+    if name := split_column(low, get):
+        values, what = [o.strip() if isinstance(o, str) else o for o in get(low[name])], f"{where}, column {low[name]!r}"
         if n := sum(o is None or o != o or o == '' for o in values): raise ValueError(f"{what}: {n} rows are in no split")
         roles = parts_of(values, what, is_split=True)
         tell(what, roles, Counter(values))
         return [roles[o] for o in values], [low[name]]
-    found = {o: v for o in FLAGS if o in low and (v := flags(get(low[o]))) is not None}
+    found = {o: flags(get(low[o])) for o in low if flag_of(o) in ('train', 'valid', 'test')}
+    odd = [low[o] for o, v in found.items() if v is None and o.startswith('is')]
+    if odd: raise ValueError(f"{where}, column {odd[0]!r}: some rows say neither yes nor no")
+    found = {o: v for o, v in found.items() if v is not None}
     if not found: return None, []
-    first = 'train' if all(FLAGS[o] != 'train' for o in found) else 'valid'
+    first = 'train' if all(flag_of(o) != 'train' for o in found) else 'valid'
     res = np.full(len(next(iter(found.values()))), first, object)
-    for o, v in found.items(): res[v] = FLAGS[o]
+    for o, v in found.items(): res[v] = flag_of(o)
     roles = {o: o for o in ('train', 'valid', 'test') if o in res}
     tell(f"{where}, column {', '.join(repr(low[o]) for o in found)}", roles, Counter(res.tolist()))
     if 'train' not in roles: raise ValueError(f"{where}: no row is for training")
     return res.tolist(), [low[o] for o in found]
 
-# %% ../nbs/04_datasets.ipynb #e85758b8
+# %% ../nbs/04_datasets.ipynb #0f2e1df7
 def label_column(rest, low, get, note, col=None):
     "Labels of a table's rows, or None and why"
     col = col or next((low[o] for o in LABEL_COLUMNS if o in low and low[o] in rest), None)
@@ -585,7 +603,7 @@ def from_frame(df, base=None, where='the data frame'):
     if not len(df): raise ValueError(f"{where} is empty: no rows")
     return from_table(list(df.columns), lambda c: as_list(df[c]), where, base)
 
-# %% ../nbs/04_datasets.ipynb #35e68a77
+# %% ../nbs/04_datasets.ipynb #113771e4
 def from_file(
     path: Path, # a table: .csv, .tsv, .parquet
     base=None, # folder that relative paths begin in; None: the table's own
@@ -607,7 +625,7 @@ def from_file(
     except ImportError as e: raise ValueError(f"{path}: pandas needs pyarrow for it: pip install pyarrow, or save it as .csv") from e
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f"{path} is no table that pandas reads: {e}") from e
 
-# %% ../nbs/04_datasets.ipynb #ef52d09c
+# %% ../nbs/04_datasets.ipynb #71743159
 def named(values, classes):
     "Labels by their names, where these are known"
     values = [o.item() if isinstance(o, (torch.Tensor, np.generic)) and getattr(o, 'ndim', 0) == 0 else o for o in values]
@@ -620,6 +638,7 @@ def from_torchvision(ds):
     "`Source` of a dataset of torchvision's, by what it knows of its files or arrays; None: it does not say"
     if not type(ds).__getitem__.__module__.startswith('torchvision.'): return
     labels = next((as_list(getattr(ds, o)) for o in ('targets', 'labels') if hasattr(ds, o)), None)
+    if hasattr(ds, 'samples') and parts_of(ds.classes, f'{type(ds).__name__} of {ds.root}'): return from_folder(Path(ds.root)) # not its classes
     if hasattr(ds, 'samples'): res = Source([str(f) for f, _ in ds.samples], [y for _, y in ds.samples])
     elif is_array(getattr(ds, 'data', None)) and labels is not None and len(ds.data) == len(labels) == len(ds): res = Source(ds.data, labels)
     else: return
@@ -634,7 +653,7 @@ def from_hub(ds):
     get = lambda c: named(as_list(ds[c]), getattr(features.get(c), 'names', None))
     return from_table(list(ds.column_names), get, type(ds).__name__, image=image, label=label, rows=lambda c: [Row(ds, i, c) for i in range(len(ds))])
 
-# %% ../nbs/04_datasets.ipynb #cdbf3911
+# %% ../nbs/04_datasets.ipynb #2114552c
 HOLD = 2**30 # bytes of pictures that are kept when rows are read for their labels
 
 def nbytes(o): return o.width*o.height*len(o.getbands()) if isinstance(o, Image.Image) else getattr(o, 'nbytes', 0)
@@ -667,10 +686,11 @@ def from_dataset(ds, labels=True):
     if hasattr(ds, 'column_names'): return from_hub(ds)
     res = from_torchvision(ds)
     if res is None: return read_rows(ds, idxs, labels)
+    if res.splits and len(idxs) != len(ds): raise ValueError(f"a part of {ds.root}, which is divided: give the part of the folder to train on")
     if len(idxs) == len(ds) and idxs == range(len(ds)): return res
     return Source(res.items[np.asarray(idxs)] if is_array(res.items) else [res.items[i] for i in idxs], [res.names[i] for i in idxs])
 
-# %% ../nbs/04_datasets.ipynb #0b83b7b4
+# %% ../nbs/04_datasets.ipynb #8f76b5fd
 def is_pair(o):
     "Is this images and labels, rather than two images?"
     if not isinstance(o, (tuple, list)) or len(o) != 2: return False
@@ -685,7 +705,7 @@ def from_pair(images, labels, path):
             raise ValueError("two pairs of images and labels: give them as dict(train=(x, y), test=(x2, y2))")
     s = read_source(images, path, labels=False)
     if isinstance(labels, (Image.Image, Mapping)) or not hasattr(labels, '__iter__'): raise ValueError(f"labels are a list; this is a {type(labels).__name__}")
-    names = as_list(labels)
+    names = as_list(labels.to_numpy() if hasattr(labels, 'columns') else labels)
     if len(s.items) != len(names): raise ValueError(f"{len(s.items)} images but {len(names)} labels")
     return s._replace(names=names, splits=None, folder=None)
 
@@ -703,7 +723,7 @@ def from_dict(d, path, labels):
     for k, a, b in zip(parts, ends, ends[1:]): splits[roles[k]] = np.concatenate([splits.get(roles[k], np.arange(0)), np.arange(a, b)])
     return Source(items, names, splits)
 
-# %% ../nbs/04_datasets.ipynb #d1c32b8f
+# %% ../nbs/04_datasets.ipynb #487880e4
 def check_array(x):
     "A `ValueError` for an array of which it is not clear where the pictures are"
     s = tuple(x.shape)
@@ -712,7 +732,7 @@ def check_array(x):
     if len(s) < 3: raise ValueError(f"an array {s} of {x.dtype}: images are (n,H,W), (n,H,W,C) or (n,C,H,W)")
     return x
 
-# %% ../nbs/04_datasets.ipynb #00742238
+# %% ../nbs/04_datasets.ipynb #5bdc8012
 def read_source(
     source, # anything that the loaders take
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one
@@ -732,17 +752,21 @@ def read_source(
     if isinstance(source, Image.Image): raise ValueError("one picture: give a list, [img]")
     if isinstance(source, (list, tuple, set)) or hasattr(source, 'tolist') or hasattr(source, '__next__') or type(source).__name__ == 'L':
         return from_list(sorted(source) if isinstance(source, set) else as_list(source), path)
+    if getattr(source, 'n_subsets', 1) == 2 and sum(map(len, source.splits)) == len(source): # fastai's Datasets
+        splits = dict(zip(('train', 'valid'), map(np.array, source.splits)))
+        tell(type(source).__name__, dict(train='train', valid='valid'), {k: len(v) for k, v in splits.items()})
+        return from_dataset(source, labels)._replace(splits=splits)
     if hasattr(source, '__getitem__') and hasattr(source, '__len__'): return from_dataset(source, labels)
     if hasattr(source, '__iter__'): return from_list(source, path)
     raise ValueError(f"a source is a folder, a table, a list of files or pictures, an array, a dataset or its name, or a pair (images, labels); "
                      f"this is a {type(source).__name__}")
 
-# %% ../nbs/04_datasets.ipynb #c75ce5f5
+# %% ../nbs/04_datasets.ipynb #5add8bd8
 def _cell(o):
     "A label as plain Python has it"
     if isinstance(o, (torch.Tensor, np.ndarray)) and o.size == 1 if isinstance(o, np.ndarray) else isinstance(o, torch.Tensor) and o.numel() == 1: o = o.reshape(-1)[0]
     if isinstance(o, (torch.Tensor, np.generic)) and getattr(o, 'ndim', 0) == 0: o = o.item()
-    if isinstance(o, (list, tuple)) and len(o) == 1 and isinstance(o[0], (int, float)): o = o[0] # a column of an array (n,1)
+    if isinstance(o, (list, tuple)) and len(o) == 1 and isinstance(o[0], (int, float, str)): o = o[0] # a column of an array (n,1), a list of one
     if isinstance(o, bytes): o = o.decode('utf-8', 'replace')
     return o.strip() if isinstance(o, str) else o
 
@@ -763,7 +787,8 @@ def several(names):
         words = {w for o in kinds for w in cut[o]}
         if len(kinds) >= 10 and len(words) <= len(kinds)/2 and len({len(o) for o in cut.values()}) > 2: return more[0]
 
-# %% ../nbs/04_datasets.ipynb #f4dfb201
+# %% ../nbs/04_datasets.ipynb #c7f9ffee
+NUMBERS = "to estimate a number is not learnt yet. Make classes of them (pandas.cut(y, 3, labels=['low', 'middle', 'high']))"
 SEVERAL = "several labels for one image are not learnt yet: keep the one that matters most in a column of its own"
 
 def one_hot(o):
@@ -778,8 +803,7 @@ def check_kind(names):
     if rows: raise ValueError(f"labels such as {str(rows[0])[:60]}: {SEVERAL}")
     if float in kinds and kinds <= {float, int}:
         if any(o != int(o) for o in names if np.isfinite(o)) or not np.isfinite(names).all():
-            raise ValueError(f"labels are numbers from {min(names):g} to {max(names):g}: to estimate a number is not learnt yet. Make classes of them "
-                             "(pandas.cut(y, 3, labels=['low', 'middle', 'high'])), or, where each value is one, names (y.astype(str))")
+            raise ValueError(f"labels are numbers from {min(names):g} to {max(names):g}: {NUMBERS}, or, where each value is one, names (y.astype(str))")
         return [int(o) for o in names]
     if bool in kinds and len(kinds) == 1: return [str(o) for o in names]
     if len(kinds) > 1 or not kinds <= {str, int}:
@@ -787,7 +811,7 @@ def check_kind(names):
         raise ValueError(f"labels are {some}: give one kind, such as labels.astype(str)")
     return names
 
-# %% ../nbs/04_datasets.ipynb #54f0689e
+# %% ../nbs/04_datasets.ipynb #20516527
 def class_names(
     names, # label of each image, as given
     items=None, # the images, to name one in a message
@@ -800,6 +824,8 @@ def class_names(
     names = check_kind(names)
     if not isinstance(names[0], str): return names
     if any(o[0] + o[-1] in ('[]', '{}', '()') for o in set(names)): raise ValueError(f"labels such as {names[0][:60]}: {SEVERAL}")
+    if all(re.fullmatch(r'[-+]?\d*\.\d+', o) for o in set(names)) and len(set(names)) > len(names)/2:
+        raise ValueError(f"labels are numbers such as {names[0]!r}: {NUMBERS}")
     if o := several(names): raise ValueError(f"labels such as {o!r}: {SEVERAL}. If it is one class, write it as one word: {re.sub('[ ,;|]+', '_', o)!r}")
     same = {}
     for o in sorted(set(names)): same.setdefault(re.sub('[ _-]+', ' ', o).casefold() if len(o) > 1 else o, []).append(o)
@@ -808,10 +834,12 @@ def class_names(
                          "or give them names that differ more")
     return names
 
-def check_classes(names, train): # names: by place
+def check_classes(names, train, inside=''): # names: by place; inside: where there may be more classes
     "The classes of the training images, or a `ValueError` where there is nothing to learn"
     count = Counter(names[i] for i in train)
-    if len(count) < 2: raise ValueError(f"{len(count)} class among the training images{f' ({next(iter(count))})' if count else ''}: at least two are needed")
+    if len(count) < 2: raise ValueError(f"{len(count)} class among the training images{f' ({next(iter(count))})' if count else ''}: at least two are needed"
+                                        f"{'' if not inside else ', and ' + inside}")
+    if all(isinstance(o, str) and split_of(o) for o in count): raise ValueError(f"classes called {', '.join(sorted(count))} are splits: give the folder, or a split column")
     once = sum(v == 1 for v in count.values())
     if len(count) > 20 and once > .9*len(count):
         raise ValueError(f"{len(count):,} classes for {len(train):,} images, {once:,} of them with one image, such as {next(iter(count))!r}: these look like "
@@ -820,7 +848,7 @@ def check_classes(names, train): # names: by place
     if new: raise ValueError(f"classes without a training image: {', '.join(new[:5])}")
     return sorted(count)
 
-# %% ../nbs/04_datasets.ipynb #f1746477
+# %% ../nbs/04_datasets.ipynb #bc0cf81b
 def as_labelled(
     source, # folder of class folders, table, dataset or its name, (images, labels), or a `Labelled`
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one
@@ -838,7 +866,9 @@ def as_labelled(
         if loose: raise ValueError(f"{len(loose)} images lie in {source}, not in a folder named after their class: {loose[0]}")
     every = np.sort(np.concatenate(list(splits.values())))
     names = dict(zip(every, class_names([s.names[i] for i in every], [s.items[i] for i in every] if isinstance(s.items, list) else None)))
-    vocab = check_classes(names, splits['train'])
+    top = {os.path.relpath(o, source).split(os.sep)[0] for o in s.items} if isinstance(source, Path) and source.is_dir() else ()
+    deep = len(top) == 1 and any(len(os.path.relpath(o, source).split(os.sep)) > 2 for o in s.items)
+    vocab = check_classes(names, splits['train'], f"there are folders in {source/next(iter(top))}: give that" if deep else '')
     idx = {o: i for i, o in enumerate(vocab)}
     return Labelled(s.items, [idx[names[i]] if i in names else 0 for i in range(len(s.items))], vocab, splits)
 
