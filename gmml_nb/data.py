@@ -250,6 +250,7 @@ def show_batch(self: ImageDL, b=None, max_n=8, ctxs=None, show=True, unique=Fals
     titles = [self.dataset.vocab[int(o)] for o in y[0][:max_n]] if y else [None]*max_n
     self.draw(x[:max_n], titles, ctxs=ctxs, **kwargs)
 
+# %% ../nbs/00_data.ipynb #b48cfc11
 @patch
 def show_results(self: ImageDL, b, out, max_n=8, ctxs=None, show=True, **kwargs):
     "Draw images, the predicted class below their own; of images without labels, what came out below what went in"
@@ -351,6 +352,7 @@ def _load_pictures(items, size, store, c, cache, on_error, depth, device):
     x = on_device(torch.from_numpy(np.stack(x)), cache, device)
     return items, np.arange(len(ok)), mom, dict(pixels=x, hw=hw.to(x.device), store=store, depth=depth), hw
 
+# %% ../nbs/00_data.ipynb #aeb8a799
 def _load(items, folder, size, store, in_chans, cache, on_error, depth, device):
     "Items, rows of the readable ones, their moments, what else an `ImageSet` is to know, and heights and widths"
     if isinstance(items, (np.ndarray, torch.Tensor)):
@@ -430,14 +432,14 @@ def pretrain_dls(
     idxs=None, # indices into the source's training images: only these are used
     num_workers: int = 0, # processes that read files where `cache` is None
     device=None, # of the batches; None: the GPU if there is one
-    store: int | tuple[int, int] | None = None, # px: side, or (h, w), that files are squeezed to; None: what fits, see `08_cache`
+    store: int | tuple[int, int] | None = None, # px: side, or (h, w), that files are squeezed to; None: what fits
     resize: str | None = None, # held-out images that have not the shape of `size`: 'crop' (None), 'pad' or 'squish'
     depth: dict | None = None, # what is black and white in deep files, {'16-bit': [0, 4095]}; None: measured
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one
 ) -> ImageLoaders: # `.train`, `.valid`; `.stats`, `.size`, `.in_chans`, `.depth`, `.resize`, `.crop_pct`
     "Loaders of clean, whole images in 1-tuples, neither augmented nor normalised"
-    given, size, bs, device = _given(stats=stats, depth=depth, resize=resize), _size(size), _count('bs', bs,
-                                                                                                   1), _device(device)
+    given, size = _given(stats=stats, depth=depth, resize=resize), _size(size)
+    bs, device = _count('bs', bs, 1), _device(device)
     check_settings(valid_pct, seed, num_workers, on_error, resize), check_cache(cache)
     if store is not None: store = _size(store, 'store')
     items, folder = as_unlabelled(source, path)
@@ -482,14 +484,14 @@ def one(self: LabelledSet, i):
     if not isinstance(o, torch.Tensor): return as_picture(o, self.in_chans, self.short, self.depth)
     return to_pil(as_8bit(o)) if self.in_chans in (1, 3) else as_float(o)
 
+# %% ../nbs/00_data.ipynb #09b1ef54
 @patch
 def batch(self: LabelledSet, idxs, epoch=0):
     "Normalised images (bs,C,H,W), and their classes"
     idxs, aug, m, s = list(idxs), self.augment, *(o[:, None, None] for o in self.stats)
     def read(): # in threads where files are read
-        return [self.one(i) for i in idxs] if self.pixels is not None or isinstance(self.kept,
-                                                                                    list) else in_threads(self.one,
-                                                                                                          idxs)
+        if self.pixels is not None or isinstance(self.kept, list): return [self.one(i) for i in idxs]
+        return in_threads(self.one, idxs)
     with own_seeds() as seed:
         if aug: x = torch.stack([(seed(self.seed, epoch, i), aug(o))[1] for i, o in zip(idxs, read())])
         elif self.pixels is not None:
@@ -645,10 +647,10 @@ def finetune_dls(
     num_workers: int = 0, # processes that read and augment
     device=None, # of the batches; None: the GPU if there is one
     resize: str | None = None, # held-out images that have not the shape of `size`: 'crop' (None), 'pad' or 'squish'
-    crop_pct: float | None = None, # share of the side that held-out images show; None: 224/256 if `recipe` crops, else 1
+    crop_pct: float | None = None, # share of the side that held-out images show; None: 224/256 if `recipe` crops, or 1
     depth: dict | None = None, # what is black and white in deep files, {'16-bit': [0, 4095]}; None: measured
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one
-) -> ImageLoaders: # `.train`, `.valid`, `.test` (or None); `.vocab`, `.stats`, `.size`, `.depth`, `.resize`, `.crop_pct`
+) -> ImageLoaders: # `.train`, `.valid`, `.test` (or None); `.vocab`, `.stats`, `.depth`, `.resize`, `.crop_pct`
     "Loaders of normalised images and classes; only the training images are augmented"
     given = _given(stats=stats, depth=depth, resize=resize, crop_pct=crop_pct)
     size, bs, device = _size(size), _count('bs', bs, 1), _device(device)
@@ -671,12 +673,14 @@ def one_or_many(o, c):
         return o[None]
     return o
 
+# %% ../nbs/00_data.ipynb #721141da
 def check_like(items, ds):
     "Other images as a set of this kind takes them"
     if _is_array(items): return _channels(as_images(items), ds.in_chans)
     if ds.in_chans in (1, 3): return items
     raise ValueError(f"these loaders have images of {ds.in_chans} channels: give an array with as many")
 
+# %% ../nbs/00_data.ipynb #c6e90df2
 @patch
 def like(self: ImageSet, items, labels=None):
     "Other images, prepared as these: a list of paths, Pillow images, rows of datasets, or an array"
@@ -684,6 +688,7 @@ def like(self: ImageSet, items, labels=None):
                     store=self.store or tuple(3*s//2 for s in self.size),
                     depth=self.depth, resize=self.resize)
 
+# %% ../nbs/00_data.ipynb #f9091590
 @patch
 def like(self: LabelledSet, items, labels=None):
     "Other images, prepared as the held-out ones of these"
@@ -701,6 +706,7 @@ def place(self: LabelledSet, o):
     if not isinstance(o, torch.Tensor) or not len(x) or where(o) != where(x): return
     return (o.storage_offset() - x.storage_offset())//x.stride(0)
 
+# %% ../nbs/00_data.ipynb #9194e54b
 def labels_of(items, names, sets):
     "The class index of each item: by its name, else as the sets know it, else by the folders that it lies in"
     vocab = {str(o): i for i, o in enumerate(sets[0].vocab)}

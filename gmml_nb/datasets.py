@@ -358,6 +358,8 @@ _PLAIN = {*('seg image images img imgs picture pictures pics photo photos set da
             'class classes public private stage resized cropped jpg jpeg png px small full final original orig raw '
             'new v x').split()}
 
+_SHORT = {*'tr te trn tst dev eval pred'.split()} # these alone say nothing
+
 def _words(name):
     s = re.sub('(?<=[a-z])(?=[A-Z])', ' ', str(name)).lower()
     s = re.sub('(train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?)(?=(?:set|data|dir|images?|imgs?)(?![a-z]))', r'\1 ',
@@ -386,18 +388,20 @@ def parts_of(
     odd, found = [o for o in names if not roles[o]], {r for r in roles.values() if r} - {'other'}
     if not odd and not found and not is_split or not names: return None
     looks = {_ROLE[w] for o in odd for w in _words(o) if w in _ROLE}
-    folds = [o for o in names if re.fullmatch(r'(fold|split|part|cv)?[ _-]?\d+', str(o).lower())]
+    folds = [o for o in names if re.fullmatch(r'(fold|split|cv)?[ _-]?\d+', str(o).lower())]
     say = lambda o: ', '.join(map(repr, o[:5])) + (', ...' if len(o) > 5 else '')
-    if folds and (is_split or len(folds) == len(names) and str(folds[0])[0] in 'fFsSpPcC'):
+    if folds and (is_split or len(folds) == len(names) and str(folds[0])[0] in 'fFsScC'):
         raise ValueError(f"{where}: {say(names)} number parts, and do not say which is held out: give a column "
-                         f"'split' of 'train', 'valid' and "
-                         f"'test', such as np.where(df.fold == 0, 'valid', 'train'), or folders of these names")
+                         f"'split' of "
+                         "'train', 'valid' and 'test', such as np.where(df.fold == 0, 'valid', 'train'), or folders "
+                         "of these names")
     if not found and not is_split and not ('train' in looks and len(looks) > 1): return None
-    if odd and found == {'train'} and not is_split and not looks: return None # a class that is called train
+    if odd and not is_split and not looks and (found == {'train'} or {o.lower() for o in names if roles[o]} <= _SHORT):
+        return None # a class that is called train, or te
     if odd: raise ValueError(f"{where}: {say(odd)} {'are no splits' if len(odd) > 1 else 'is no split'} that I know"
                              f"{', beside ' + say([o for o in names if roles[o]]) if found else ''}. Call them train, "
-                             f"valid and test; a class "
-                             "whose name looks like a split needs another name; what is neither, move away")
+                             "valid and test; a class whose name looks like a split needs another name; what is "
+                             "neither, move away")
     if 'train' not in found:
         raise ValueError(f"{where}: there are {say(names)}, but no training images. Give the one to train on by itself")
     return roles
@@ -688,6 +692,7 @@ def named(values, classes):
                          f"images out (torch.utils.data.Subset)")
     return [str(classes[o]) for o in values]
 
+# %% ../nbs/04_datasets.ipynb #2a2c2da2
 def from_torchvision(ds):
     "`Source` of a dataset of torchvision's, by what it knows of its files or arrays; None: it does not say"
     if not type(ds).__getitem__.__module__.startswith('torchvision.'): return
@@ -696,12 +701,12 @@ def from_torchvision(ds):
     if hasattr(ds, 'samples') and parts_of(ds.classes, f'{type(ds).__name__} of {ds.root}'):
         return from_folder(Path(ds.root))
     if hasattr(ds, 'samples'): res = Source([str(f) for f, _ in ds.samples], [y for _, y in ds.samples])
-    elif is_array(x := getattr(ds, 'data', None)) and labels is not None and len(x) == len(labels): res = Source(x,
-                                                                                                                 labels)
+    elif is_array(x := getattr(ds, 'data', None)) and labels and len(x) == len(labels): res = Source(x, labels)
     else: return
     if getattr(ds, 'transform', None) is not None: _say(f"{type(ds).__name__}: its own transform is not applied")
     return res._replace(names=named(res.names, getattr(ds, 'classes', None)))
 
+# %% ../nbs/04_datasets.ipynb #8d6213bd
 def from_hub(ds):
     "`Source` of a dataset of Hugging Face's, by its columns"
     features = getattr(ds, 'features', None) or {}
@@ -874,10 +879,12 @@ NUMBERS = ("to estimate a number is not learnt yet. Make classes of them "
            "(pandas.cut(y, 3, labels=['low', 'middle', 'high']))")
 SEVERAL = "several labels for one image are not learnt yet: keep the one that matters most in a column of its own"
 
+# %% ../nbs/04_datasets.ipynb #1ea504df
 def one_hot(o):
     return isinstance(o, (list, tuple)) and all(isinstance(v, (int, float))
                                                 for v in o) and sorted(o) == [0]*(len(o)-1) + [1]
 
+# %% ../nbs/04_datasets.ipynb #5e391c92
 def check_kind(names):
     "A `ValueError` for labels that name no classes; the labels, whole numbers as such"
     kinds = {type(o) for o in names}
@@ -964,15 +971,15 @@ def as_labelled(
     if isinstance(source, Labelled): return source
     s = read_source(source, path)
     if s.names is None:
-        raise ValueError(s.note or "these images have no labels: give a folder of class folders, a table with a "
-                                   "column 'label', or a "
-                                         "pair (images, labels)")
+        raise ValueError(s.note or "these images have no labels: give a folder of class folders, a table with a column "
+                                   "'label', or a pair (images, labels)")
     splits = s.splits or dict(train=np.arange(len(s.names)))
     if isinstance(source, Path) and source.is_dir():
         used = np.concatenate(list(splits.values()))
         loose = [s.items[i] for i in used if s.names[i] == '']
         if loose:
-            raise ValueError(f"{len(loose)} images lie in {source}, not in a folder named after their class: {loose[0]}")
+            raise ValueError(f"{len(loose)} images lie in {source}, not in a folder named after their class: "
+                             f"{loose[0]}")
     every = np.sort(np.concatenate(list(splits.values())))
     names = dict(zip(every, class_names([s.names[i] for i in every],
                                         [s.items[i] for i in every] if isinstance(s.items, list) else None)))
