@@ -44,7 +44,9 @@ def as_picture(
     try:
         img = o() if callable(o) else o
         if isinstance(img, (np.ndarray, torch.Tensor)):
-            return plain_image(to_pil(as_8bit(as_images(img[None])[0])), in_chans)
+            x = as_8bit(as_images(img[None])[0])
+            if len(x) not in (1, 3): raise ValueError(f'{len(x)} channels: give an array of pictures of one size')
+            img = to_pil(x)
         return plain_image(img, in_chans, depth)
     # as many kinds as there are datasets
     except Exception as e: raise Unreadable(repr(o), f'{type(e).__name__}: {e}') from e

@@ -339,6 +339,7 @@ def as_source(
 ): # a `Labelled` for a dataset's name, a `Path` for a folder's; anything else as it is
     "Turn the name of a dataset or of a folder into the thing itself"
     if not isinstance(source, str): return source.expanduser() if isinstance(source, Path) else source
+    if not source.strip(): raise ValueError("the name of a folder or dataset is empty; this folder is '.'")
     path = Path(source).expanduser()
     if source in DATASETS:
         if not path.is_dir(): return get_dataset(source)
@@ -450,7 +451,10 @@ def find_files(
     if os.sep == '/': res = [o if '\\' not in o or os.path.exists(o) else o.replace('\\', '/') for o in res]
     if base is not None: res = [os.path.join(Path(base).expanduser(), o) for o in res]
     gone = [o for o in res if not os.path.exists(o)] if strict or base is not None else []
-    if len(gone) <= len(res)/2: return res
+    if len(gone) <= len(res)/2:
+        if gone: _say(f"{len(gone):,} of {len(res):,} images are not there, such as {gone[0]}; looked in "
+                      f"{Path(base or '.').resolve()}")
+        return res
     end = os.path.splitext(gone[0])[1].lower()
     bare = '' if end in image_suffixes() else ": the names have no suffix such as '.jpg': add it"
     raise ValueError(f"{len(gone):,} of {len(res):,} images are not there, such as {gone[0]}{bare}; looked in "
@@ -695,7 +699,7 @@ def named(values, classes):
 # %% ../nbs/04_datasets.ipynb #2a2c2da2
 def from_torchvision(ds):
     "`Source` of a dataset of torchvision's, by what it knows of its files or arrays; None: it does not say"
-    if not type(ds).__getitem__.__module__.startswith('torchvision.'): return
+    if not str(getattr(type(ds).__getitem__, '__module__', '')).startswith('torchvision.'): return
     labels = next((as_list(getattr(ds, o)) for o in ('targets', 'labels') if hasattr(ds, o)), None)
     # not its classes
     if hasattr(ds, 'samples') and parts_of(ds.classes, f'{type(ds).__name__} of {ds.root}'):
@@ -789,6 +793,8 @@ def from_pair(images, labels, path):
 def from_dict(d, path, labels):
     "`Source` of a dict: of splits, or of columns"
     roles = parts_of(d, 'the dict') if all(isinstance(k, str) for k in d) else None
+    ends = {os.path.splitext(str(k))[1].lower() for k in d}
+    if ends <= image_suffixes(): return from_list(list(d.items()), path) # each file's label
     if not roles: return from_table(list(d), lambda c: as_list(d[c]), 'the dict', path)
     parts = {k: read_source(v, path, labels=labels) for k, v in d.items() if roles[k] != 'other'}
     tell('the dict', {k: roles[k] for k in parts}, {k: len(o.items) for k, o in parts.items()})
@@ -833,7 +839,9 @@ def read_source(
     if hasattr(source, 'columns') and hasattr(source, '__getitem__'): return from_frame(source, path)
     if hasattr(source, 'loaders') or hasattr(source, 'dataset') and hasattr(source, 'batch_size'):
         raise ValueError(f"a {type(source).__name__} has batches: give its dataset, such as loader.dataset")
-    if isinstance(source, Image.Image): raise ValueError("one picture: give a list, [img]")
+    if isinstance(source, (Image.Image, bytes)): raise ValueError("one picture: give a list, [img]")
+    if isinstance(source, tuple) and len(source) > 2 and is_array(source[0]) and source[0].ndim > 2:
+        raise ValueError(f"{len(source)} parts: give a pair (images, labels), or dict(train=(x, y), test=(x2, y2))")
     if isinstance(source, set): source = sorted(source)
     if isinstance(source, (list, tuple, L)) or hasattr(source, 'tolist') or hasattr(source, '__next__'):
         return from_list(as_list(source), path)
@@ -850,7 +858,7 @@ def read_source(
 # %% ../nbs/04_datasets.ipynb #934b44e2
 def _cell(o):
     "A label as plain Python has it"
-    if isinstance(o, (torch.Tensor, np.ndarray, np.generic)) and np.size(o) == 1: o = o.item()
+    if isinstance(o, (torch.Tensor, np.ndarray, np.generic)): o = o.item() if np.size(o) == 1 else o.tolist()
     # a column of an array (n,1), a list of one
     if isinstance(o, (list, tuple)) and len(o) == 1 and isinstance(o[0], (int, float, str)): o = o[0]
     if isinstance(o, bytes): o = o.decode('utf-8', 'replace')
@@ -911,7 +919,7 @@ def class_names(
     items=None, # the images, to name one in a message
 ) -> list: # label of each: str, or int
     "Labels that name classes, or a `ValueError` with what to do"
-    names = [_cell(o) for o in names]
+    names = [_cell(o) for o in as_list(names)]
     at = lambda k: f" ({items[k]})" if isinstance(items, list) and isinstance(items[k], str) else f" (row {k})"
     none = [k for k, o in enumerate(names) if _missing(o)]
     if none:

@@ -75,6 +75,8 @@ SOURCES = dict(
     paths_in_rows=lambda f: [dict(file_name=o, category=label(o)) for o in f],
     pairs=lambda f: [(o, label(o)) for o in f],
     columns=lambda f: dict(image=f, label=[*map(label, f)]),
+    file_to_label=lambda f: {o: label(o) for o in f},
+    zipped=lambda f: zip(f, map(label, f)),
     frame=lambda f: pd.DataFrame(dict(label=map(label, f), path=f)).sample(frac=1, random_state=1),
     other_names=lambda f: pd.DataFrame(dict(scan=f, diagnosis=[*map(label, f)])),
     bytes_in_frame=lambda f: pd.DataFrame(dict(image=[dict(bytes=raw(o), path=None) for o in f], label=[*map(label, f)])),
@@ -141,6 +143,8 @@ def test_array_datasets_of_torchvision(tmp_path):
     (lambda f: ['https://x.org/a.jpg'], 'download the images first'), (lambda f: f[0], 'is one image'), (lambda f: [f[0], str(Path(f[0]).parent)], 'is no folder'),
     (lambda f: pd.DataFrame(dict(path=['gone/a.png', 'gone/b.png'], label=['a', 'b'])), 'path= says'),
     (lambda f: pd.DataFrame(dict(id=['x1', 'x2'], label=['a', 'b'])).rename(columns=dict(id='image_id')), "no suffix"),
+    (lambda f: '', 'is empty'), (lambda f: b'x', 'one picture'), (lambda f: [np.zeros((8 + i, 8, 4), np.uint8) for i in range(4)], 'array of pictures of one size|no labels'),
+    (lambda f: (np.zeros((4, 8, 8)), [0, 1]*2, np.zeros((4, 8, 8)), [0, 1]*2), r'dict\(train='),
     (lambda f: 'photos-that-are-nowhere', 'neither a folder here nor a dataset'), (lambda f: './nowhere', 'no such folder here: nowhere')])
 @pytest.mark.parametrize('make', [pretrain_dls, finetune_dls])
 def test_what_is_no_source(files, make, source, words):
@@ -306,6 +310,8 @@ def test_table_files(tmp_path, name, kw):
 def test_paths_that_begin_elsewhere(tmp_path, monkeypatch):
     df = pd.read_csv(io.StringIO(table(tree(tmp_path/'img'))))
     with pytest.raises(ValueError, match=re.escape(str(Path.cwd()))): as_labelled(df)
+    some = pd.DataFrame(dict(path=[*df.file[:3], 'gone.png'], label=[*df.label]))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path/'img/gone.png'} (no such file)")): finetune_dls(some, path=tmp_path/'img', **KW)
     assert all(right(as_labelled(df, tmp_path/'img'))) and len(pretrain_dls(df, path=tmp_path/'img', valid_pct=0, **KW).train.dataset) == 4
     monkeypatch.setenv('HOME', str(tmp_path))
     assert all(right(as_labelled(df, '~/img'))) and len(as_unlabelled('~/img')[0]) == 4 and len(as_unlabelled(['~/img/a/a0.png'])[0]) == 1
