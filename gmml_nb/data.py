@@ -103,7 +103,7 @@ def new_empty(self: ImageSet):
     "The same without images: what `Learner.export` keeps"
     res = type(self).__new__(type(self))
     res.__dict__.update(self.__dict__, all=[], pixels=None, hw=None, rows=None)
-    if getattr(res, 'labels', None) is not None: res.labels = res.labels[:0]
+    if getattr(res, 'labels', None) is not None: res.kept, res.places, res.labels = None, {}, res.labels[:0]
     return res
 
 # %% ../nbs/00_data.ipynb #d10fab26
@@ -275,6 +275,9 @@ class ImageLoaders(DataLoaders):
     def test(self): return self.loaders[2] if len(self.loaders) > 2 else None
     def adopt(self, stats=None, depth=None, resize=None, crop_pct=None):
         "Prepare labelled images as an encoder's were; None: left alone. Decodes again only where that changes pixels"
+        if not hasattr(self.train.dataset, 'vocab'):
+            raise ValueError("images without labels are prepared by who trains on them: "
+                                                                      "give stats=, depth= or resize= to pretrain_dls")
         for o in self.loaders: o.dataset.adopt(stats, depth, resize, crop_pct)
         return self
 

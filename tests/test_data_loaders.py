@@ -1,5 +1,5 @@
 "The loaders inside fastai's Learner: fit, get_preds, predict, show, export; and several processes."
-import os, subprocess, sys, textwrap
+import json, os
 import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from pathlib import Path
@@ -12,7 +12,8 @@ from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-import fastai.vision.learner   # how top losses are drawn
+import fastai.distributed, fastai.vision.learner   # several processes; how top losses are drawn
+from common import child, code, ranks
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.images import crop_mode
 
@@ -187,56 +188,44 @@ def test_label_free_export(tmp_path):
     learn.export('m.pkl')
     with pytest.warns(UserWarning): assert load_learner(tmp_path/'m.pkl').dls.size == (8, 8)
 
+@pytest.mark.filterwarnings('ignore')
+def test_no_picture_is_exported(photos, tmp_path):
+    learn = classifier(fine(photos), tmp_path)
+    learn.export('m.pkl')
+    again = load_learner(tmp_path/'m.pkl')
+    assert not len(again.dls.valid.items) and again.dls.valid.dataset.kept is None and (tmp_path/'m.pkl').stat().st_size < 60_000
+    with learn.no_bar(), again.no_bar():
+        assert torch.equal(learn.predict(photos/'a/00.png')[2], again.predict(photos/'a/00.png')[2])
+
 def test_workers_give_the_same():
     a, b = (finetune_dls('digits', size=8, labels=100, recipe='deit-rand', num_workers=k) for k in (0, 2))
     for _ in range(2):
         for x, y in zip(a.train, b.train): assert torch.equal(x[0], y[0]) and torch.equal(x[1], y[1])
 
 
-SCRIPT = '''
-import json, os, sys
-import torch
-sys.path.insert(0, os.path.dirname(sys.argv[1]))
-from test_data_loaders import *
-from fastai.distributed import *
-from fastai.torch_core import num_distrib, rank_distrib
-
 class Seen(Callback):
     order = 9.4
     def before_fit(self): self.seen = {True: [], False: []}
     def before_batch(self): self.seen[self.training] += self.xb[0][:, 0, 0, 0].tolist()
 
-n = 51
-x = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).repeat(1, 1, 4, 4)
-dls = pretrain_dls(x, size=4, bs=4*2//max(num_distrib(), 1), valid_pct=15/51, stats=([.5], [.5]), device='cpu')
-torch.manual_seed(0)
-learn = auto_learner(dls); learn.add_cb(Seen())
-with learn.no_bar(), learn.distrib_ctx(sync_bn=False): learn.fit(1, 1e-2)
-model = getattr(learn.model, 'module', learn.model)
-whole = None
-if num_distrib():
-    dl = dls.valid
-    it = iter(dl); outs = []
-    for b in it: outs += dl.to_detach(b[0][:, 0, 0, 0]).tolist()
-    whole = sorted(outs)
-json.dump(dict(train=learn.seen.seen[True], valid=learn.seen.seen[False], w=model.weight.flatten().tolist(), whole=whole,
-               loss=learn.recorder.values[-1][1], idxs=dls.valid.get_idxs(), items=dls.valid.dataset.items[:, 0, 0, 0].tolist()),
-          open(f'{sys.argv[2]}/{rank_distrib()}.json', 'w'))
-if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()   # or its threads may abort the exit
-'''
+def run_of(out):
+    "One epoch over images that are numbered by their grey, alone or as one of two processes; what it saw"
+    n, world = 51, int(os.environ.get('WORLD_SIZE', 1))
+    x = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).repeat(1, 1, 4, 4)
+    dls = pretrain_dls(x, size=4, bs=8//world, valid_pct=15/51, stats=([.5], [.5]), device='cpu')
+    torch.manual_seed(0)
+    learn = auto_learner(dls); learn.add_cb(Seen())
+    with learn.no_bar(), learn.distrib_ctx(sync_bn=False): learn.fit(1, 1e-2)
+    whole = sorted(o for b in dls.valid for o in dls.valid.to_detach(b[0][:, 0, 0, 0]).tolist())
+    w = getattr(learn.model, 'module', learn.model).weight.flatten().tolist()
+    res = dict(train=learn.seen.seen[True], valid=learn.seen.seen[False], w=w, whole=whole, loss=learn.recorder.values[-1][1],
+               idxs=dls.valid.get_idxs(), items=dls.valid.dataset.items[:, 0, 0, 0].tolist())
+    (out/os.environ.get('RANK', 'one')).write_text(json.dumps(res))
 
 def test_two_processes(tmp_path):
     "Two CPU processes see disjoint halves of what one sees, step by step, and end at the same weights"
-    import json
-    (tmp_path/'run.py').write_text(SCRIPT)
-    args = [str(tmp_path/'run.py'), os.path.abspath(__file__)]
-    env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    (tmp_path/'one').mkdir(); (tmp_path/'two').mkdir()
-    subprocess.run([sys.executable, *args, str(tmp_path/'one')], check=True, env=env, timeout=300)
-    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', *args, str(tmp_path/'two')],
-                   check=True, env=env, timeout=300)
-    read = lambda p: json.loads(p.read_text())
-    one, a, b = read(tmp_path/'one/0.json'), read(tmp_path/'two/0.json'), read(tmp_path/'two/1.json')
+    assert code(child(lambda: run_of(tmp_path))) == 0 and [code(p) for p in ranks(lambda: run_of(tmp_path))] == [0, 0]
+    one, a, b = (json.loads((tmp_path/o).read_text()) for o in ('one', '0', '1'))
     both = [i for k in range(0, len(a['train']), 4) for j in range(k, k+4) for i in (a['train'][j], b['train'][j])]
     assert not set(a['train']) & set(b['train']) and one['train'] == both
     assert np.allclose(one['w'], a['w'], atol=1e-5) and a['w'] == b['w']
