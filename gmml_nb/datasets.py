@@ -418,8 +418,8 @@ class Source(NamedTuple):
 
 class Row:
     "A picture of a dataset, decoded when it is called"
-    def __init__(self, ds, i, col=None): self.ds, self.i, self.col = ds, i, col
-    def __call__(self): return opened(picture_of(self.ds[self.i], self.col))
+    def __init__(self, ds, i, col=None): self.ds, self.i, self.col, self.held = ds, i, col, None
+    def __call__(self): return opened(picture_of(self.ds[self.i], self.col)) if self.held is None else self.held
     def __repr__(self): return f'row {self.i} of {type(self.ds).__name__}'
 
 def opened(o):
