@@ -559,7 +559,7 @@ LABEL_COLUMNS = ('label labels class target category class_name label_name tag t
                  'coarse_label').split()
 # words of a column's name that say it is one
 SPLIT_COLUMNS = {*'split splits subset partition fold folds kfold'.split()}
-MAYBE = {*'set usage phase stage mode dataset group part'.split()} # names of columns that are one if their values are
+MAYBE = {*'set usage phase stage mode'.split()} # names of columns that are one if their values are
 
 def flags(values): # as bools, or None where they are anything else
     yes = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False, 'yes': True, 'no': False}
@@ -711,14 +711,16 @@ def from_torchvision(ds):
     return res._replace(names=named(res.names, getattr(ds, 'classes', None)))
 
 # %% ../nbs/04_datasets.ipynb #8d6213bd
-def from_hub(ds):
+def from_hub(ds, idxs):
     "`Source` of a dataset of Hugging Face's, by its columns"
     features = getattr(ds, 'features', None) or {}
     image = next((c for c, f in features.items() if type(f).__name__ == 'Image'), None)
     label = next((c for c, f in features.items() if type(f).__name__ == 'ClassLabel'), None)
-    get = lambda c: named(as_list(ds[c]), getattr(features.get(c), 'names', None))
+    def get(c):
+        values = as_list(ds[c])
+        return named([values[i] for i in idxs], getattr(features.get(c), 'names', None))
     return from_table(list(ds.column_names), get, type(ds).__name__, image=image, label=label,
-                      rows=lambda c: [Row(ds, i, c) for i in range(len(ds))])
+                      rows=lambda c: [Row(ds, i, c) for i in idxs])
 
 # %% ../nbs/04_datasets.ipynb #aa7d4273
 HOLD = 2**30 # bytes of pictures that are kept when rows are read for their labels
@@ -758,7 +760,7 @@ def from_dataset(ds, labels=True):
     # torch's Subset
     while hasattr(ds, 'indices') and hasattr(ds, 'dataset'): idxs, ds = [int(ds.indices[i]) for i in idxs], ds.dataset
     if not len(idxs): raise ValueError(f"{type(ds).__name__} without rows: no images")
-    if hasattr(ds, 'column_names'): return from_hub(ds)
+    if hasattr(ds, 'column_names'): return from_hub(ds, idxs)
     res = from_torchvision(ds)
     if res is None: return read_rows(ds, idxs, labels)
     if res.splits and len(idxs) != len(ds):
@@ -779,6 +781,7 @@ def is_pair(o):
 
 # %% ../nbs/04_datasets.ipynb #5f491903
 def from_pair(images, labels, path):
+    "`Source` of images and their labels"
     for o in (images, labels):
         if isinstance(o, tuple) and len(o) == 2 and is_array(o[0]) and o[0].ndim > 2:
             raise ValueError("two pairs of images and labels: give them as dict(train=(x, y), test=(x2, y2))")
@@ -787,7 +790,12 @@ def from_pair(images, labels, path):
         raise ValueError(f"labels are a list; this is a {type(labels).__name__}")
     names = as_list(labels.to_numpy() if hasattr(labels, 'columns') else labels)
     if len(s.items) != len(names): raise ValueError(f"{len(s.items)} images but {len(names)} labels")
-    return s._replace(names=names, splits=None, folder=None)
+    o = names[0]
+    if isinstance(o, (Image.Image, os.PathLike)) or isinstance(o,
+                                                               str) and os.path.splitext(o)[1].lower() in image_suffixes():
+        raise ValueError(f"the second of a pair is labels, and {o!r:.80} looks like an image: give all images in one "
+                         f"list")
+    return s._replace(names=names, folder=None)
 
 # %% ../nbs/04_datasets.ipynb #685609fb
 def from_dict(d, path, labels):
