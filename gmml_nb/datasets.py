@@ -392,9 +392,8 @@ def parts_of(
     folds = [o for o in names if re.fullmatch(r'(fold|split|cv)?[ _-]?\d+', str(o).lower())]
     say = lambda o: ', '.join(map(repr, o[:5])) + (', ...' if len(o) > 5 else '')
     if folds and (is_split or len(folds) == len(names) and str(folds[0])[0] in 'fFsScC'):
-        raise ValueError(f"{where}: {say(names)} number parts, and do not say which is held out: give a column "
-                         f"'split' of "
-                         "'train', 'valid' and 'test', such as np.where(df.fold == 0, 'valid', 'train'), or folders "
+        raise ValueError(f"{where}: {say(names)} number parts, and do not say which is held out: give a column 'split' "
+                         "of 'train', 'valid' and 'test', such as np.where(df.fold == 0, 'valid', 'train'), or folders "
                          "of these names")
     if not found and not is_split and not ('train' in looks and len(looks) > 1): return None
     if odd and not is_split and not looks and (found == {'train'} or {o.lower() for o in names if roles[o]} <= _SHORT):
@@ -435,8 +434,12 @@ def picture_of(row, col=None):
 # %% ../nbs/04_datasets.ipynb #9cad2178
 def is_array(o):
     return isinstance(o, (np.ndarray, torch.Tensor)) and getattr(o.dtype, 'kind', 'f') not in 'OUS' and o.ndim > 0
-# by place, whatever the index
-def as_list(o): return list(o.tolist() if hasattr(o, 'tolist') and not isinstance(o, list) else o)
+def looks_like_image(o):
+    if isinstance(o, str): return os.path.splitext(o)[1].lower() in image_suffixes()
+    return isinstance(o, (Image.Image, os.PathLike))
+
+def as_list(o): # by place, whatever the index
+    return list(o.tolist() if hasattr(o, 'tolist') and not isinstance(o, list) else o)
 
 def find_files(
     paths, # strings or paths
@@ -632,11 +635,8 @@ def from_table(cols, get, where, base=None, image=None, label=None, rows=None, s
     low = {str(c).lower().strip(): c for c in cols}
     splits, used = table_splits(low, get, where)
     rest = [c for c in cols if c not in used]
-    def looks(o): # like an image
-        if isinstance(o, str): return os.path.splitext(o)[1].lower() in image_suffixes()
-        return isinstance(o, (Image.Image, os.PathLike))
     image = image or next((low[o] for o in IMAGE_COLUMNS if o in low), None)
-    if image is None: image = next((c for c in rest if any(map(looks, get(c)[:1]))), None)
+    if image is None: image = next((c for c in rest if any(map(looks_like_image, get(c)[:1]))), None)
     if image is None:
         raise ValueError(f"{where}: none of its columns {list(cols)} has images: call it 'image', and the one with "
                          f"labels 'label'")
@@ -791,8 +791,7 @@ def from_pair(images, labels, path):
     names = as_list(labels.to_numpy() if hasattr(labels, 'columns') else labels)
     if len(s.items) != len(names): raise ValueError(f"{len(s.items)} images but {len(names)} labels")
     o = names[0]
-    if isinstance(o, (Image.Image, os.PathLike)) or isinstance(o,
-                                                               str) and os.path.splitext(o)[1].lower() in image_suffixes():
+    if looks_like_image(o):
         raise ValueError(f"the second of a pair is labels, and {o!r:.80} looks like an image: give all images in one "
                          f"list")
     return s._replace(names=names, folder=None)
