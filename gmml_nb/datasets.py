@@ -346,7 +346,7 @@ def as_source(
     if path.exists() or any(o in source for o in '/\\.~'): return path
     raise ValueError(f"{source!r} is neither a folder here nor a dataset: {nearest_name(source, DATASETS)}")
 
-# %% ../nbs/04_datasets.ipynb #e3da65be
+# %% ../nbs/04_datasets.ipynb #92f39587
 SPLIT_WORDS = dict(train='train training trn tr trainval', valid='valid validation val dev eval evaluation',
                    test='test testing tst te', other='unlabeled unlabelled unsup pred prediction predictions predict') # other: left out, and said
 _ROLE = {w: k for k, v in SPLIT_WORDS.items() for w in v.split()}
@@ -366,7 +366,7 @@ def split_of(
     roles = {_ROLE[w] for w in words if w in _ROLE}
     return roles.pop() if len(roles) == 1 and all(w in _ROLE or w in _PLAIN for w in words) else None
 
-# %% ../nbs/04_datasets.ipynb #600a6afd
+# %% ../nbs/04_datasets.ipynb #ca4854d2
 def parts_of(
     names, # of folders that lie beside each other, or the values of a column
     where, # what holds them, for the message
@@ -391,7 +391,7 @@ def parts_of(
     if 'train' not in found: raise ValueError(f"{where}: there are {say(names)}, but no training images. Give the one to train on by itself")
     return roles
 
-# %% ../nbs/04_datasets.ipynb #bd1d5ed8
+# %% ../nbs/04_datasets.ipynb #ef45c741
 class Source(NamedTuple):
     "Images, and by the same places their labels"
     items: object # array (n,...), or list of paths, Pillow images or `Row`s
@@ -416,7 +416,7 @@ def picture_of(row, col=None):
     if col is not None: return row[col]
     return row[0] if isinstance(row, (tuple, list)) else row
 
-# %% ../nbs/04_datasets.ipynb #85c62968
+# %% ../nbs/04_datasets.ipynb #58ea8f53
 def is_array(o): return isinstance(o, (np.ndarray, torch.Tensor)) and getattr(o.dtype, 'kind', 'f') not in 'OUS' and o.ndim > 0
 def as_list(o): return list(o.tolist() if hasattr(o, 'tolist') and not isinstance(o, list) else o) # by place, whatever the index
 
@@ -435,7 +435,7 @@ def find_files(
     raise ValueError(f"{len(gone):,} of {len(res):,} images are not there, such as {gone[0]}{bare}; looked in {Path(base or '.').expanduser().resolve()}. "
                      "Where relative paths begin, path= says")
 
-# %% ../nbs/04_datasets.ipynb #928e2ce2
+# %% ../nbs/04_datasets.ipynb #0c0a952e
 def from_list(seq, base=None, strict=False):
     "`Source` of a list of whatever stands for a picture"
     seq = list(seq)
@@ -458,7 +458,7 @@ def from_arrays(seq):
     if len({tuple(o.shape) for o in seq}) > 1: return Source([Row(seq, i) for i in range(len(seq))])
     return Source(torch.stack(list(seq)) if isinstance(seq[0], torch.Tensor) else np.stack(seq))
 
-# %% ../nbs/04_datasets.ipynb #f5247c19
+# %% ../nbs/04_datasets.ipynb #2e761f31
 def from_paths(seq, base=None, strict=False):
     "`Source` of files, or of folders: all their images"
     bad = [o for o in seq if not isinstance(o, (str, os.PathLike))]
@@ -477,12 +477,12 @@ def from_paths(seq, base=None, strict=False):
         at += len(o.items)
     return Source(items, names, splits)
 
-# %% ../nbs/04_datasets.ipynb #82fff2c4
+# %% ../nbs/04_datasets.ipynb #5d26c693
 def tell(where, roles, counts, left=0):
     "Say what was taken for what"
     words = dict(train='for training', valid='for validation', test='for testing', other='left out')
     line = ', '.join(f'{o} ({counts[o]:,}) {words[r]}' for r in words for o in roles if roles[o] == r)
-    _say(f"{where}: {line}{f', {left:,} images beside them left out' if left else ''}")
+    _say(f"{where.resolve().name if isinstance(where, Path) else where}: {line}{f', {left:,} images beside them left out' if left else ''}")
 
 def divided(files, dirs, roles, base):
     "`Source` of a folder that is divided: `dirs` are the folders that each file lies in, of which the first is its split"
@@ -511,11 +511,11 @@ def from_folder(
         if not below or not all(dirs) or not any(split_of(o) == 'train' for d in dirs for o in d[1:4]): break
         if len(tops) == 1: base, dirs = base/tops.pop(), [d[1:] for d in dirs]
         elif all(len(d) > 1 for d in dirs) and (roles := parts_of(below, base)):
-            return divided(files, [[d[1], d[0]] for d in dirs], roles, base/'*')._replace(folder=None)
+            return divided(files, [[d[1], d[0]] for d in dirs], roles, base)._replace(folder=None)
         else: break
     return Source(files, [d[0] if d else top for d in dirs], None, path)
 
-# %% ../nbs/04_datasets.ipynb #104724d5
+# %% ../nbs/04_datasets.ipynb #1af7f2e8
 IMAGE_COLUMNS = ('image path file filename file_name fname filepath file_path image_path img img_path image_file image_name image_id picture '
                  'photo').split()
 LABEL_COLUMNS = 'label labels class target category class_name label_name tag tags classes y fine_label coarse_label'.split()
@@ -550,7 +550,7 @@ def table_splits(low, get, where):
     if 'train' not in roles: raise ValueError(f"{where}: no row is for training")
     return res.tolist(), [low[o] for o in found]
 
-# %% ../nbs/04_datasets.ipynb #d51482ea
+# %% ../nbs/04_datasets.ipynb #f5b1046d
 def label_column(rest, low, get, note, col=None):
     "Labels of a table's rows, or None and why"
     col = col or next((low[o] for o in LABEL_COLUMNS if o in low and low[o] in rest), None)
@@ -585,7 +585,7 @@ def from_frame(df, base=None, where='the data frame'):
     if not len(df): raise ValueError(f"{where} is empty: no rows")
     return from_table(list(df.columns), lambda c: as_list(df[c]), where, base)
 
-# %% ../nbs/04_datasets.ipynb #0566e7f4
+# %% ../nbs/04_datasets.ipynb #9e829622
 def from_file(
     path: Path, # a table: .csv, .tsv, .parquet
     base=None, # folder that relative paths begin in; None: the table's own
@@ -607,7 +607,7 @@ def from_file(
     except ImportError as e: raise ValueError(f"{path}: pandas needs pyarrow for it: pip install pyarrow, or save it as .csv") from e
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f"{path} is no table that pandas reads: {e}") from e
 
-# %% ../nbs/04_datasets.ipynb #7ddcf13b
+# %% ../nbs/04_datasets.ipynb #43412e07
 def named(values, classes):
     "Labels by their names, where these are known"
     values = [o.item() if isinstance(o, (torch.Tensor, np.generic)) and getattr(o, 'ndim', 0) == 0 else o for o in values]
@@ -634,7 +634,7 @@ def from_hub(ds):
     get = lambda c: named(as_list(ds[c]), getattr(features.get(c), 'names', None))
     return from_table(list(ds.column_names), get, type(ds).__name__, image=image, label=label, rows=lambda c: [Row(ds, i, c) for i in range(len(ds))])
 
-# %% ../nbs/04_datasets.ipynb #761fe489
+# %% ../nbs/04_datasets.ipynb #a486cc58
 HOLD = 2**30 # bytes of pictures that are kept when rows are read for their labels
 
 def nbytes(o): return o.width*o.height*len(o.getbands()) if isinstance(o, Image.Image) else getattr(o, 'nbytes', 0)
@@ -670,7 +670,7 @@ def from_dataset(ds, labels=True):
     if len(idxs) == len(ds) and idxs == range(len(ds)): return res
     return Source(res.items[np.asarray(idxs)] if is_array(res.items) else [res.items[i] for i in idxs], [res.names[i] for i in idxs])
 
-# %% ../nbs/04_datasets.ipynb #460b1433
+# %% ../nbs/04_datasets.ipynb #b965f110
 def is_pair(o):
     "Is this images and labels, rather than two images?"
     if not isinstance(o, (tuple, list)) or len(o) != 2: return False
@@ -703,7 +703,7 @@ def from_dict(d, path, labels):
     for k, a, b in zip(parts, ends, ends[1:]): splits[roles[k]] = np.concatenate([splits.get(roles[k], np.arange(0)), np.arange(a, b)])
     return Source(items, names, splits)
 
-# %% ../nbs/04_datasets.ipynb #e4ebecd7
+# %% ../nbs/04_datasets.ipynb #bebc589e
 def one_or_many(o):
     "A single picture as a list of one, an array of one picture as an array of pictures"
     if isinstance(o, Image.Image) or isinstance(o, Path) and o.is_file() and o.suffix.lower() in image_suffixes(): return [o]
@@ -718,7 +718,7 @@ def check_array(x):
     if len(s) < 3: raise ValueError(f"an array {s} of {x.dtype}: images are (n,H,W), (n,H,W,C) or (n,C,H,W)")
     return x
 
-# %% ../nbs/04_datasets.ipynb #ba8598e8
+# %% ../nbs/04_datasets.ipynb #c2ff807e
 def read_source(
     source, # anything that the loaders take
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one
@@ -744,7 +744,7 @@ def read_source(
     raise ValueError(f"a source is a folder, a table, a list of files or pictures, an array, a dataset or its name, or a pair (images, labels); "
                      f"this is a {type(source).__name__}")
 
-# %% ../nbs/04_datasets.ipynb #96793fd7
+# %% ../nbs/04_datasets.ipynb #409acf06
 def _cell(o):
     "A label as plain Python has it"
     if isinstance(o, (torch.Tensor, np.ndarray)) and o.size == 1 if isinstance(o, np.ndarray) else isinstance(o, torch.Tensor) and o.numel() == 1: o = o.reshape(-1)[0]
@@ -770,7 +770,7 @@ def several(names):
         words = {w for o in kinds for w in cut[o]}
         if len(kinds) >= 10 and len(words) <= len(kinds)/2 and len({len(o) for o in cut.values()}) > 2: return more[0]
 
-# %% ../nbs/04_datasets.ipynb #bfc1116b
+# %% ../nbs/04_datasets.ipynb #fb13d95a
 SEVERAL = "several labels for one image are not learnt yet: keep the one that matters most in a column of its own"
 
 def one_hot(o):
@@ -794,7 +794,7 @@ def check_kind(names):
         raise ValueError(f"labels are {some}: give one kind, such as labels.astype(str)")
     return names
 
-# %% ../nbs/04_datasets.ipynb #59a04e8f
+# %% ../nbs/04_datasets.ipynb #35ba6e87
 def class_names(
     names, # label of each image, as given
     items=None, # the images, to name one in a message
@@ -827,7 +827,7 @@ def check_classes(names, train): # names: by place
     if new: raise ValueError(f"classes without a training image: {', '.join(new[:5])}")
     return sorted(count)
 
-# %% ../nbs/04_datasets.ipynb #047d0fce
+# %% ../nbs/04_datasets.ipynb #174a25f4
 def as_labelled(
     source, # folder of class folders, table, dataset or its name, (images, labels), or a `Labelled`
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one
