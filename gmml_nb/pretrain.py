@@ -200,7 +200,9 @@ def corrupt(self:GMML,
     idxs=None,      # Place of each image in the held-out set: fixes its corruption; None: at random
 ) -> tuple:         # `(corrupted, mask)`: (bs, C, H, W), bool (bs, 1, H, W)
     "Corrupt a batch: at random in training, always alike for the same held-out image"
-    if idxs is None: return self.alien(x, self.patch_size, generator=self.generator)
+    if idxs is None:   # a view at a time: no image is replaced by its own other view
+        o = [self.alien(v, self.patch_size, generator=self.generator) for v in x.chunk(self.recipe.views)]
+        return o[0] if len(o) == 1 else tuple(map(torch.cat, zip(*o)))
     draws,donors = self.fixed_draws(x, idxs)
     return self.alien.apply(x, draws, self.patch_size, donors=donors)
 

@@ -281,3 +281,15 @@ def test_before_it_starts_it_says_what_it_costs(capsys):
     learn = learner()
     with learn.no_bar(), learn.no_logging(): learn.fit_gmml(2)
     assert '16 images, 2 epochs, 4 steps of 8: about' in capsys.readouterr().out
+
+def test_a_donor_is_never_the_image_s_other_view():
+    "Two views of images that are one grey each: an image may be its own donor, as in the authors' script, one time in eight"
+    x = np.repeat(np.arange(64, dtype=np.uint8)*3 + 20, 16*16*3).reshape(64, 16, 16, 3)
+    learn = learner(x, recipe='official', patch_size=4, alien='replace', jitter_p=0., blur_p=0., crop=(1., 1.), flip=0.)
+    seen = []
+    class Look(Callback):
+        order = 9.9
+        def before_batch(self): seen.append((self.xb[0] == self.yb[0]).flatten(1).all(1))
+    fit(learn, 60, cbs=Look())
+    same = torch.cat(seen)
+    assert abs(same.float().mean() - 1/8) < 4*(1/8*7/8/len(same))**.5
