@@ -125,15 +125,22 @@ def random_resized_crop(
 # %% ../nbs/06_augment.ipynb #922baa4f
 def centre_boxes(
     x: torch.Tensor, # (bs,C,H,W)
-    size: tuple[int, int], # (height, width) of the result; only their ratio matters
+    size: tuple[int, int], # (height, width) of the result
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
     resize: str = 'crop', # 'crop', 'pad' (the box reaches beyond the image) or 'squish'
 ) -> torch.Tensor: # (bs,4): top, left, height, width in pixels of the original
     "The box in the middle of each image that has the shape of `size`, or the whole image"
     check_resize(resize)
-    (H, W), least = original_sizes(x, hw), torch.maximum if resize == 'pad' else torch.minimum
-    h, w = (H, W) if resize == 'squish' else (least(H, W*(size[0]/size[1])), least(W, H*(size[1]/size[0])))
+    H, W = original_sizes(x, hw)
+    if resize == 'pad': return torch.stack(_around(H, W, size), 1)
+    h, w = (H, W) if resize == 'squish' else (torch.minimum(H, W*(size[0]/size[1])), torch.minimum(W, H*(size[1]/size[0])))
     return torch.stack([(H-h)/2, (W-w)/2, h, w], 1)
+
+def _around(H, W, size):
+    "The smallest box around images that is filled by whole pixels of the result, as timm pads: top, left, height, width"
+    down = torch.maximum(H/size[0], W/size[1]) # pixels of the original for each of the result
+    (t, h), (l, w) = ((-((n - k)/2).floor()*o/k, n*o/k) for o, n in zip((H, W), size) for k in [(o/down).round().clamp(min=1)])
+    return t, l, h, w
 
 # %% ../nbs/06_augment.ipynb #11c5f74d
 def _fill_outside(y, boxes, x, hw, fill):

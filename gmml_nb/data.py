@@ -25,13 +25,13 @@ from fastai.vision.core import show_image
 from fastai.vision.data import get_grid
 from fastcore.basics import chunked, noop, patch
 from .augment import Augment, centre_crop, own_seeds
-from .cache import check_cache, fits_in_ram, load_stored, on_device, store_size
+from .cache import check_cache, fits_in_ram, load_stored, on_device
 from .datasets import as_labelled, as_unlabelled, class_names, class_order, read_source
 from .images import (Unreadable, _say, as_8bit, as_float, as_images, check_resize, decode_files, fit_batch, fit_image, from_pil,
                             image_moments, image_sizes, in_threads, measure_depth, plain_image, read_image, read_stored,
                             readable, stats_of, to_pil)
 
-# %% ../nbs/00_data.ipynb #d6aabc60
+# %% ../nbs/00_data.ipynb #5ce8d977
 def as_picture(
     o, # path, Pillow image, `Row` of a dataset, or array
     in_chans: int = 3, # 1: grey, 3: RGB
@@ -202,22 +202,8 @@ def in_the_middle(
     size: tuple[int, int], # (H, W)
 ) -> torch.Tensor: # plain floats (bs,C,H,W)
     "Stored images as they are shown when they are held out: the middle, undistorted, or what `resize` asked for"
-    how, (x, hw) = getattr(x, 'fit', None), pixels_and_sizes(x)
-    if how is None: return centre_crop(x, size, hw)
-    return whole(x, size, hw, *how)
-
-# %% ../nbs/00_data.ipynb #a80fdf24
-def whole(x, size, hw, resize, fill):
-    "All of each stored image (bs,C,h,w): squeezed to `size`, or with a margin of the colour `fill` around it"
-    x, size = as_float(x), tuple(size)
-    if resize == 'squish': return fit_batch(x, size, 'squish')
-    y = torch.as_tensor(fill, device=x.device).view(1, -1, 1, 1).repeat(len(x), 1, *size)
-    for i, (h, w) in enumerate(hw.tolist() if hw is not None else [x.shape[-2:]]*len(x)):
-        s = min(size[0]/h, size[1]/w)
-        a, b = max(1, round(h*s)), max(1, round(w*s))
-        top, left = (size[0]-a)//2, (size[1]-b)//2
-        y[i, :, top:top+a, left:left+b] = fit_batch(x[i:i+1], (a, b), 'squish')[0]
-    return y
+    how, (x, hw) = getattr(x, 'fit', ()), pixels_and_sizes(x)
+    return centre_crop(x, size, hw, *how)
 
 # %% ../nbs/00_data.ipynb #5c5b7bc4
 @patch
@@ -229,6 +215,11 @@ def decode(self: ImageDL, b):
     m, s = (o[:, None, None] for o in self.dataset.stats)
     return (TensorImage(x*s + m), *y)
 
+@patch(as_prop=True)
+def items(self: ImageDL):
+    "What each image is, a list: fastai takes some of them, for its plots"
+    return list(o) if isinstance(o := self.dataset.items, torch.Tensor) else o
+
 @patch
 def draw(self: ImageDL, x, titles, nrows=None, ncols=None, figsize=None, ctxs=None, **kwargs):
     "Pictures (n,C,H,W) in a grid: of more than three channels the first three, of two the first"
@@ -239,13 +230,13 @@ def draw(self: ImageDL, x, titles, nrows=None, ncols=None, figsize=None, ctxs=No
         o = as_float(o.as_subclass(torch.Tensor)).clamp(0, 1)
         show_image(o[:3] if len(o) >= 3 else o[:1], ctx=ax, title=title, cmap='gray', **kwargs)
 
-# %% ../nbs/00_data.ipynb #2c2c5115
+# %% ../nbs/00_data.ipynb #c17e315e
 @patch
 def show_batch(self: ImageDL, b=None, max_n=8, ctxs=None, show=True, unique=False, **kwargs):
     "Draw the first images of a batch, with their class where there is one; `unique`: one image, as each epoch has it"
     if b is None and unique:
-        b = [self.dataset.batch([0], epoch) for epoch in range(max_n)]
-        b = tuple(torch.cat(o) for o in zip(*b))
+        if getattr(self.dataset, 'normed', False): b = tuple(map(torch.cat, zip(*(self.dataset.batch([0], e) for e in range(max_n)))))
+        else: b = self.dataset.batch([0]*max_n)
     if b is None: b = self.one_batch()
     if not show: return TfmdDL.show_batch(self, b, max_n=max_n, show=False)
     x, *y = self.decode(b)
@@ -318,6 +309,7 @@ def _subset(items, idxs):
 # %% ../nbs/00_data.ipynb #da9df4c1
 def _channels(x, in_chans):
     c = x.shape[1]
+    if in_chans is not None: _count('in_chans', in_chans, 1)
     if in_chans in (None, c): return x
     if c == 1: return x.repeat(1, in_chans, 1, 1)
     if (c, in_chans) != (3, 1):
@@ -332,7 +324,7 @@ def _file_channels(in_chans):
 # %% ../nbs/00_data.ipynb #7ab7b409
 def _load_pictures(items, size, store, c, cache, on_error, depth, device):
     "`_load` of Pillow images and rows of datasets"
-    hw = np.array([o.size[::-1] for o in items if isinstance(o, Image.Image)])
+    hw = np.array([o.size[::-1] for o in items if isinstance(o, Image.Image)]).reshape(-1, 2)
     if store is None: store = tuple(3*s//2 if len(hw) < len(items) else max(1, min(3*s//2, int(o))) for s, o in zip(size, hw.max(0, initial=1)))
     keep = fits_in_ram(len(items)*c*store[0]*store[1], None if cache is None else 'ram' if cache == 'ram' else 'auto')
     def read(o):
@@ -390,11 +382,11 @@ def _say_left(dl):
     "How many images an epoch of whole batches leaves out, if they are many"
     n, bs = dl.n_local, dl.bs
     if not dl.drops() or n % bs <= n/10: return
-    best = min(range(bs, bs//2, -1), key=lambda b: n % b)
-    sees = 'all' if n % best == 0 else f'all but {n % best}'
-    _say(f"{n:,} images at bs={bs}: {n % bs} of them are not seen in an epoch; bs={best} sees {sees}")
+    best = min(range(bs//2 + 1, min(n, 2*bs-1) + 1), key=lambda b: (n % b, abs(b-bs)))
+    sees = '' if best == bs else f"; bs={best} sees {'all' if n % best == 0 else f'all but {n % best}'}"
+    _say(f"{n:,} images at bs={bs}: {n % bs} of them are not seen in an epoch{sees}")
 
-# %% ../nbs/00_data.ipynb #c43a2457
+# %% ../nbs/00_data.ipynb #594b02ea
 def _given(**kw): return frozenset(k for k, v in kw.items() if v is not None)
 
 def _as_loaders(sets, given, hw, **kw):
@@ -487,8 +479,9 @@ def batch(self: LabelledSet, idxs, epoch=0):
 # %% ../nbs/00_data.ipynb #d4825fa9
 @patch
 def decode(self: LabelledSet, o, full=True):
-    "The image with the name of its class"
-    return (o[0], *(Category(self.vocab[int(i)]) for i in o[1:]))
+    "The image with the name of its class; not `full`: of more than three channels those that are shown"
+    x = o[0] if full or len(o[0]) in (1, 3) else o[0][:3] if len(o[0]) > 3 else o[0][:1]
+    return (x, *(Category(self.vocab[int(i)]) for i in o[1:]))
 
 @patch
 @contextmanager
@@ -543,7 +536,7 @@ def adopt(self: LabelledSet, stats=None, depth=None, resize=None, crop_pct=None)
     if depth is not None: self.depth = depth
     if deep or other and not self.short: self.keep_all()
 
-# %% ../nbs/00_data.ipynb #93763605
+# %% ../nbs/00_data.ipynb #d9de2168
 def wide_bytes(items, size, c):
     "Bytes of these pictures with the shorter side at most twice `size`, by their headers; rows of datasets are taken for square"
     short = 2*max(size)
@@ -568,7 +561,7 @@ def only(self: LabelledSet, results, keep):
     self.all, self.labels = _take(self.all, ok), self.labels[ok]
     if keep: self.kept = self.as_kept([results[i][0] for i in ok])
 
-# %% ../nbs/00_data.ipynb #cae7cb75
+# %% ../nbs/00_data.ipynb #05c1a7ea
 def decode_sets(sets, measure, cache, on_error):
     "Decode every picture once, those of the first set before the others; heights and widths of the pictures"
     size, c, good = sets[0].size, sets[0].in_chans, lambda r: [o for o in r if not isinstance(o, Unreadable)]
@@ -585,7 +578,7 @@ def decode_sets(sets, measure, cache, on_error):
     if measure and not sets[0].short and sets[0].resize == 'pad': sets[0].keep_all() # the colour of its margins is known only now
     return [hw for r in res for *_, hw in good(r)]
 
-# %% ../nbs/00_data.ipynb #08fae3f1
+# %% ../nbs/00_data.ipynb #64eba716
 def _check_crop(crop_pct, recipe):
     if crop_pct is None: return 224/256 if isinstance(recipe, str) else 1. # DeiT's
     if isinstance(crop_pct, (int, float, np.number)) and 0 < crop_pct <= 1: return float(crop_pct)
@@ -636,7 +629,7 @@ def finetune_dls(
     sets, hw = _labelled_sets(ds, splits, size, recipe, seed, in_chans, stats, cache, on_error, resize or 'crop', crop_pct, depth)
     return _as_loaders(sets, given, hw if resize is None else None, bs=bs, seed=seed, device=device, num_workers=num_workers)
 
-# %% ../nbs/00_data.ipynb #618e7415
+# %% ../nbs/00_data.ipynb #fcdaced0
 def check_like(items, ds):
     "Other images as a set of this kind takes them"
     if _is_array(items): return _channels(as_images(items), ds.in_chans)
@@ -655,7 +648,7 @@ def like(self: LabelledSet, items, labels=None):
     return LabelledSet(check_like(items, self), labels, self.size, self.in_chans, self.stats, self.vocab, self.recipe, seed=self.seed,
                        depth=self.depth, resize=self.resize, crop_pct=self.crop_pct)
 
-# %% ../nbs/00_data.ipynb #d5d8e263
+# %% ../nbs/00_data.ipynb #014c29d3
 @patch
 def place(self: LabelledSet, o):
     "Which item this is, or None: by its path, or as a row of the array"
@@ -681,7 +674,7 @@ def labels_of(items, names, sets):
                      f"It knows {', '.join(list(vocab)[:10])}{', ...' if len(vocab) > 10 else ''}: give files in folders of that name, "
                      "a table with a column 'label', or a pair (images, labels)")
 
-# %% ../nbs/00_data.ipynb #b3968407
+# %% ../nbs/00_data.ipynb #606c5af3
 @patch
 def test_dl(self: ImageLoaders,
     test_items, # path, folder, Pillow image, array, tensor, table, or a list of such
@@ -694,5 +687,5 @@ def test_dl(self: ImageLoaders,
     sets = [o.dataset for o in self.loaders]
     if not with_labels: return self.valid.new(sets[-1].like(items), **kwargs)
     if not hasattr(sets[0], 'vocab'): raise ValueError("these loaders have no labels: leave out with_labels, or take those of finetune_dls")
-    rows = list(test_items) if _is_array(items) and not _is_array(test_items) else items # rows of our own array are known by their place
+    rows = list(test_items) if _is_array(items) and names is None and not _is_array(test_items) else items # rows of our own are known by their place
     return self.valid.new(sets[-1].like(items, labels_of(rows, names and class_names(names), sets)), **kwargs)

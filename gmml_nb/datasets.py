@@ -346,7 +346,7 @@ def as_source(
     if path.exists() or any(o in source for o in '/\\.~'): return path
     raise ValueError(f"{source!r} is neither a folder here nor a dataset: {nearest_name(source, DATASETS)}")
 
-# %% ../nbs/04_datasets.ipynb #c047c198
+# %% ../nbs/04_datasets.ipynb #92f39587
 SPLIT_WORDS = dict(train='train training trn tr trainval', valid='valid validation val dev eval evaluation',
                    test='test testing tst te', other='unlabeled unlabelled unsup pred prediction predictions predict') # other: left out, and said
 _ROLE = {w: k for k, v in SPLIT_WORDS.items() for w in v.split()}
@@ -366,7 +366,7 @@ def split_of(
     roles = {_ROLE[w] for w in words if w in _ROLE}
     return roles.pop() if len(roles) == 1 and all(w in _ROLE or w in _PLAIN for w in words) else None
 
-# %% ../nbs/04_datasets.ipynb #7fc3b9a0
+# %% ../nbs/04_datasets.ipynb #ca4854d2
 def parts_of(
     names, # of folders that lie beside each other, or the values of a column
     where, # what holds them, for the message
@@ -391,7 +391,7 @@ def parts_of(
     if 'train' not in found: raise ValueError(f"{where}: there are {say(names)}, but no training images. Give the one to train on by itself")
     return roles
 
-# %% ../nbs/04_datasets.ipynb #2cc5dd6c
+# %% ../nbs/04_datasets.ipynb #ef45c741
 class Source(NamedTuple):
     "Images, and by the same places their labels"
     items: object # array (n,...), or list of paths, Pillow images or `Row`s
@@ -416,7 +416,7 @@ def picture_of(row, col=None):
     if col is not None: return row[col]
     return row[0] if isinstance(row, (tuple, list)) else row
 
-# %% ../nbs/04_datasets.ipynb #96d98b9a
+# %% ../nbs/04_datasets.ipynb #58ea8f53
 def is_array(o): return isinstance(o, (np.ndarray, torch.Tensor)) and getattr(o.dtype, 'kind', 'f') not in 'OUS' and o.ndim > 0
 def as_list(o): return list(o.tolist() if hasattr(o, 'tolist') and not isinstance(o, list) else o) # by place, whatever the index
 
@@ -435,7 +435,7 @@ def find_files(
     raise ValueError(f"{len(gone):,} of {len(res):,} images are not there, such as {gone[0]}{bare}; looked in {Path(base or '.').expanduser().resolve()}. "
                      "Where relative paths begin, path= says")
 
-# %% ../nbs/04_datasets.ipynb #3023a7a4
+# %% ../nbs/04_datasets.ipynb #0c0a952e
 def from_list(seq, base=None, strict=False):
     "`Source` of a list of whatever stands for a picture"
     seq = list(seq)
@@ -458,7 +458,7 @@ def from_arrays(seq):
     if len({tuple(o.shape) for o in seq}) > 1: return Source([Row(seq, i) for i in range(len(seq))])
     return Source(torch.stack(list(seq)) if isinstance(seq[0], torch.Tensor) else np.stack(seq))
 
-# %% ../nbs/04_datasets.ipynb #ea7419a3
+# %% ../nbs/04_datasets.ipynb #2e761f31
 def from_paths(seq, base=None, strict=False):
     "`Source` of files, or of folders: all their images"
     bad = [o for o in seq if not isinstance(o, (str, os.PathLike))]
@@ -477,12 +477,12 @@ def from_paths(seq, base=None, strict=False):
         at += len(o.items)
     return Source(items, names, splits)
 
-# %% ../nbs/04_datasets.ipynb #e6530430
+# %% ../nbs/04_datasets.ipynb #5d26c693
 def tell(where, roles, counts, left=0):
     "Say what was taken for what"
     words = dict(train='for training', valid='for validation', test='for testing', other='left out')
     line = ', '.join(f'{o} ({counts[o]:,}) {words[r]}' for r in words for o in roles if roles[o] == r)
-    _say(f"{where}: {line}{f', {left:,} images beside them left out' if left else ''}")
+    _say(f"{where.resolve().name if isinstance(where, Path) else where}: {line}{f', {left:,} images beside them left out' if left else ''}")
 
 def divided(files, dirs, roles, base):
     "`Source` of a folder that is divided: `dirs` are the folders that each file lies in, of which the first is its split"
@@ -508,14 +508,14 @@ def from_folder(
     while not whole:
         tops, below = {d[0] for d in dirs if d}, {d[1] for d in dirs if len(d) > 1}
         if roles := parts_of(tops, base, any(len(d) > 1 and split_of(d[0]) == 'train' for d in dirs)): return divided(files, dirs, roles, base)
-        if not below or not all(dirs) or not any(split_of(o) == 'train' for o in below): break
+        if not below or not all(dirs) or not any(split_of(o) == 'train' for d in dirs for o in d[1:4]): break
         if len(tops) == 1: base, dirs = base/tops.pop(), [d[1:] for d in dirs]
         elif all(len(d) > 1 for d in dirs) and (roles := parts_of(below, base)):
-            return divided(files, [[d[1], d[0]] for d in dirs], roles, base/'*')._replace(folder=None)
+            return divided(files, [[d[1], d[0]] for d in dirs], roles, base)._replace(folder=None)
         else: break
     return Source(files, [d[0] if d else top for d in dirs], None, path)
 
-# %% ../nbs/04_datasets.ipynb #60b9fd7e
+# %% ../nbs/04_datasets.ipynb #1af7f2e8
 IMAGE_COLUMNS = ('image path file filename file_name fname filepath file_path image_path img img_path image_file image_name image_id picture '
                  'photo').split()
 LABEL_COLUMNS = 'label labels class target category class_name label_name tag tags classes y fine_label coarse_label'.split()
@@ -550,10 +550,10 @@ def table_splits(low, get, where):
     if 'train' not in roles: raise ValueError(f"{where}: no row is for training")
     return res.tolist(), [low[o] for o in found]
 
-# %% ../nbs/04_datasets.ipynb #db3c9d0c
-def label_column(rest, low, get, note):
+# %% ../nbs/04_datasets.ipynb #f5b1046d
+def label_column(rest, low, get, note, col=None):
     "Labels of a table's rows, or None and why"
-    col = next((low[o] for o in LABEL_COLUMNS if o in low and low[o] in rest), None)
+    col = col or next((low[o] for o in LABEL_COLUMNS if o in low and low[o] in rest), None)
     rest = [o for o in rest if not re.fullmatch(r'unnamed: \d+|index|', str(o).lower())]
     if col is None and len(rest) == 1: col = rest[0]
     if col is not None: return get(col), ''
@@ -562,7 +562,7 @@ def label_column(rest, low, get, note):
         return [[int(bool(v)) for v in row] for row in zip(*(flags(o) for o in marks))], ''
     return None, f"{note}: none of its columns {rest} is called 'label': rename the one that has the labels" if rest else f"{note} has no column of labels"
 
-def from_table(cols, get, where, base=None, image=None, rows=None, strict=True):
+def from_table(cols, get, where, base=None, image=None, label=None, rows=None, strict=True):
     "`Source` of a table: `get` gives a column by place, `rows` its pictures"
     low = {str(c).lower().strip(): c for c in cols}
     splits, used = table_splits(low, get, where)
@@ -572,7 +572,7 @@ def from_table(cols, get, where, base=None, image=None, rows=None, strict=True):
     if image is None: image = next((c for c in rest if any(map(looks, get(c)[:1]))), None)
     if image is None: raise ValueError(f"{where}: none of its columns {list(cols)} has images: call it 'image', and the one with labels 'label'")
     s = from_list((rows or get)(image), base, strict)
-    names, note = label_column([c for c in rest if c != image], low, get, where)
+    names, note = label_column([c for c in rest if c != image], low, get, where, label)
     parts = splits and {k: np.array([i for i, o in enumerate(splits) if o == k]) for k in ('train', 'valid', 'test') if k in splits}
     return s._replace(names=names, splits=parts, folder=None, note=note)
 
@@ -585,7 +585,7 @@ def from_frame(df, base=None, where='the data frame'):
     if not len(df): raise ValueError(f"{where} is empty: no rows")
     return from_table(list(df.columns), lambda c: as_list(df[c]), where, base)
 
-# %% ../nbs/04_datasets.ipynb #26c9641c
+# %% ../nbs/04_datasets.ipynb #9e829622
 def from_file(
     path: Path, # a table: .csv, .tsv, .parquet
     base=None, # folder that relative paths begin in; None: the table's own
@@ -607,7 +607,7 @@ def from_file(
     except ImportError as e: raise ValueError(f"{path}: pandas needs pyarrow for it: pip install pyarrow, or save it as .csv") from e
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f"{path} is no table that pandas reads: {e}") from e
 
-# %% ../nbs/04_datasets.ipynb #d8448040
+# %% ../nbs/04_datasets.ipynb #43412e07
 def named(values, classes):
     "Labels by their names, where these are known"
     values = [o.item() if isinstance(o, (torch.Tensor, np.generic)) and getattr(o, 'ndim', 0) == 0 else o for o in values]
@@ -630,10 +630,11 @@ def from_hub(ds):
     "`Source` of a dataset of Hugging Face's, by its columns"
     features = getattr(ds, 'features', None) or {}
     image = next((c for c, f in features.items() if type(f).__name__ == 'Image'), None)
+    label = next((c for c, f in features.items() if type(f).__name__ == 'ClassLabel'), None)
     get = lambda c: named(as_list(ds[c]), getattr(features.get(c), 'names', None))
-    return from_table(list(ds.column_names), get, type(ds).__name__, image=image, rows=lambda c: [Row(ds, i, c) for i in range(len(ds))])
+    return from_table(list(ds.column_names), get, type(ds).__name__, image=image, label=label, rows=lambda c: [Row(ds, i, c) for i in range(len(ds))])
 
-# %% ../nbs/04_datasets.ipynb #07048df2
+# %% ../nbs/04_datasets.ipynb #a486cc58
 HOLD = 2**30 # bytes of pictures that are kept when rows are read for their labels
 
 def nbytes(o): return o.width*o.height*len(o.getbands()) if isinstance(o, Image.Image) else getattr(o, 'nbytes', 0)
@@ -669,13 +670,13 @@ def from_dataset(ds, labels=True):
     if len(idxs) == len(ds) and idxs == range(len(ds)): return res
     return Source(res.items[np.asarray(idxs)] if is_array(res.items) else [res.items[i] for i in idxs], [res.names[i] for i in idxs])
 
-# %% ../nbs/04_datasets.ipynb #2d789afd
+# %% ../nbs/04_datasets.ipynb #b965f110
 def is_pair(o):
     "Is this images and labels, rather than two images?"
     if not isinstance(o, (tuple, list)) or len(o) != 2: return False
     a, b = o
     many = lambda v: not isinstance(v, (str, bytes, os.PathLike, Image.Image, Mapping)) and (hasattr(v, '__len__') or hasattr(v, '__next__'))
-    if not many(a) or not many(b) or is_array(b) and b.ndim > 2 or is_array(a) and a.ndim < 3: return False
+    if not many(a) or not many(b) or is_array(b) and (b.ndim > 2 or is_array(a) and a.shape == b.shape): return False
     return isinstance(o, tuple) or not isinstance(a, tuple)
 
 def from_pair(images, labels, path):
@@ -702,7 +703,7 @@ def from_dict(d, path, labels):
     for k, a, b in zip(parts, ends, ends[1:]): splits[roles[k]] = np.concatenate([splits.get(roles[k], np.arange(0)), np.arange(a, b)])
     return Source(items, names, splits)
 
-# %% ../nbs/04_datasets.ipynb #ef6d13c0
+# %% ../nbs/04_datasets.ipynb #bebc589e
 def one_or_many(o):
     "A single picture as a list of one, an array of one picture as an array of pictures"
     if isinstance(o, Image.Image) or isinstance(o, Path) and o.is_file() and o.suffix.lower() in image_suffixes(): return [o]
@@ -714,10 +715,10 @@ def check_array(x):
     s = tuple(x.shape)
     if len(s) == 3 and s[-1] <= 4 < min(s[:2]): raise ValueError(f"an array {s} is one picture: give several, (n,H,W,C) or (n,C,H,W), or x[None]")
     if len(s) == 4 and s[1] == s[2] < s[3]: raise ValueError(f"an array {s}: are there {s[1]} channels or {s[3]}? Give it as (n,C,H,W), channels first")
-    if len(s) == 1: raise ValueError(f"an array {s} of {x.dtype}: images are (n,H,W), (n,H,W,C) or (n,C,H,W)")
+    if len(s) < 3: raise ValueError(f"an array {s} of {x.dtype}: images are (n,H,W), (n,H,W,C) or (n,C,H,W)")
     return x
 
-# %% ../nbs/04_datasets.ipynb #4facf53f
+# %% ../nbs/04_datasets.ipynb #c2ff807e
 def read_source(
     source, # anything that the loaders take
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one
@@ -743,7 +744,7 @@ def read_source(
     raise ValueError(f"a source is a folder, a table, a list of files or pictures, an array, a dataset or its name, or a pair (images, labels); "
                      f"this is a {type(source).__name__}")
 
-# %% ../nbs/04_datasets.ipynb #274ceebe
+# %% ../nbs/04_datasets.ipynb #409acf06
 def _cell(o):
     "A label as plain Python has it"
     if isinstance(o, (torch.Tensor, np.ndarray)) and o.size == 1 if isinstance(o, np.ndarray) else isinstance(o, torch.Tensor) and o.numel() == 1: o = o.reshape(-1)[0]
@@ -769,14 +770,17 @@ def several(names):
         words = {w for o in kinds for w in cut[o]}
         if len(kinds) >= 10 and len(words) <= len(kinds)/2 and len({len(o) for o in cut.values()}) > 2: return more[0]
 
-# %% ../nbs/04_datasets.ipynb #1c9bcb4b
+# %% ../nbs/04_datasets.ipynb #fb13d95a
 SEVERAL = "several labels for one image are not learnt yet: keep the one that matters most in a column of its own"
+
+def one_hot(o):
+    return isinstance(o, (list, tuple)) and all(isinstance(v, (int, float)) for v in o) and sorted(o) == [0]*(len(o)-1) + [1]
 
 def check_kind(names):
     "A `ValueError` for labels that name no classes; the labels, whole numbers as such"
     kinds = {type(o) for o in names}
     rows = [o for o in names if isinstance(o, (list, tuple, set, frozenset, dict, np.ndarray, torch.Tensor))]
-    if rows and all(isinstance(o, (list, tuple)) and sorted(map(str, o)) == ['0']*(len(o)-1) + ['1'] for o in names):
+    if rows and all(map(one_hot, names)):
         raise ValueError("labels are a one-hot matrix: give the place of the 1, labels.argmax(1), or, of columns, df[columns].idxmax(axis=1)")
     if rows: raise ValueError(f"labels such as {str(rows[0])[:60]}: {SEVERAL}")
     if float in kinds and kinds <= {float, int}:
@@ -790,7 +794,7 @@ def check_kind(names):
         raise ValueError(f"labels are {some}: give one kind, such as labels.astype(str)")
     return names
 
-# %% ../nbs/04_datasets.ipynb #d527126f
+# %% ../nbs/04_datasets.ipynb #35ba6e87
 def class_names(
     names, # label of each image, as given
     items=None, # the images, to name one in a message
@@ -823,7 +827,7 @@ def check_classes(names, train): # names: by place
     if new: raise ValueError(f"classes without a training image: {', '.join(new[:5])}")
     return sorted(count)
 
-# %% ../nbs/04_datasets.ipynb #85eab8fb
+# %% ../nbs/04_datasets.ipynb #174a25f4
 def as_labelled(
     source, # folder of class folders, table, dataset or its name, (images, labels), or a `Labelled`
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one

@@ -18,7 +18,7 @@ from torch import nn
 from fastcore.all import patch, listify
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
-from fastai.callback import schedule   # `lr_find`
+from fastai.callback import hook, schedule   # `summary`, `lr_find`
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.learner import CastToTensor, Learner
@@ -86,6 +86,7 @@ def as_loss(f):
     "A loss as fastai takes it, or a `ValueError`"
     if not callable(f) or isinstance(f, type):
         raise ValueError(f'loss_func={f!r}: give a function of logits (bs, classes) and class numbers (bs,), such as CrossEntropyLossFlat(weight=...)')
+    if isinstance(f, nn.NLLLoss) or f is nn.functional.nll_loss: raise ValueError('NLLLoss takes logarithms of probabilities, and the model returns logits: take CrossEntropyLossFlat')
     if type(f) is nn.CrossEntropyLoss: f = CrossEntropyLossFlat(**{k: getattr(f, k) for k in ('weight', 'ignore_index', 'reduction', 'label_smoothing')})
     return f if hasattr(f, 'decodes') else OwnLoss(f)
 
@@ -300,8 +301,8 @@ def adopt_images(
         if k in given: print(f'{what[k]} of the loaders is kept: {ours}; the encoder was trained with {theirs}')
         else: print(f"{what[k]} of the encoder is taken: {theirs}; the loaders had {ours}")
     if not hasattr(dls, 'adopt'): return
-    whole = dls.crop_pct == 1 or 'crop_pct' in given   # training images are not cropped at random either
-    if explicit or not whole: new['crop_pct'] = crop_pct
+    crops = isinstance(getattr(dls.train.dataset, 'recipe', None), str)   # are the training images cropped at random?
+    if explicit or crops and 'crop_pct' not in given: new['crop_pct'] = crop_pct
     new = {k: v for k,v in new.items() if k not in given or k == 'crop_pct'}
     if new: dls.adopt(**new)
 
@@ -387,6 +388,7 @@ def finetune_learner(
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
     learn = FinetuneLearner(dls, model, CrossEntropyLossFlat() if loss_func is None else loss_func, opt, splitter=partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay),
                             cbs=[*mix, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path, train_bn=False)   # norms freeze like the rest
+    ready_loss(learn.loss_func, n, dls.device)
     freeze_blocks(model, r.freeze)
     learn.recipe,learn.seed,learn.origin = r,seed,type(encoder).__name__ if isinstance(encoder, Learner) else encoder and str(encoder)
     learn.pretrained = weights and encoder is not None

@@ -30,6 +30,9 @@ IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.b
                   '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.tga', '.avif'}
 
 # %% ../nbs/02_images.ipynb #e2bc313a
+try: __import__('pillow_heif').register_heif_opener()
+except ImportError: pass # they are named then, and not read
+
 _HEIC = {'.heic', '.heif', '.hif'}
 def image_suffixes(): return IMAGE_SUFFIXES | (_HEIC & set(Image.registered_extensions()))
 
@@ -38,7 +41,7 @@ def _say(line):
     if not rank_distrib(): print(line)
 
 # %% ../nbs/02_images.ipynb #aaa8f488
-SYSTEM_FOLDERS = {'@eadir', '@tmp', '#recycle', '#snapshot', '@recycle', '@recently-snapshot', '$recycle.bin', 'recycler',
+SYSTEM_FOLDERS = {'@eadir', '@tmp', '#recycle', '#snapshot', '@recycle', '@recently-snapshot', '$recycle.bin',
                   'system volume information', '__macosx', 'lost+found'}
 
 def whose_folder(
@@ -55,7 +58,7 @@ def whose_folder(
     return 'gmml_nb' if str(command).startswith('gmml_') else ''
 
 # %% ../nbs/02_images.ipynb #fd71525a
-UNREAD = {'HEIC': (_HEIC, 'pip install pillow-heif, then: import pillow_heif; pillow_heif.register_heif_opener()'),
+UNREAD = {'HEIC': (_HEIC, 'pip install pillow-heif, and they are read'),
     'raw camera': ({'.cr2', '.cr3', '.nef', '.arw', '.dng', '.orf', '.rw2', '.raf', '.pef', '.srw'}, 'develop them to JPEG or TIFF'),
     'DICOM': ({'.dcm', '.dicom', '.ima'}, 'write their pixels into 16-bit PNGs, with pydicom'),
     'video': ({'.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.3gp'}, 'take frames out of them'),
@@ -63,15 +66,17 @@ UNREAD = {'HEIC': (_HEIC, 'pip install pillow-heif, then: import pillow_heif; pi
     'scientific': ({'.exr', '.hdr', '.fits', '.fit', '.nii', '.mha', '.nrrd', '.svs', '.ndpi', '.czi', '.lif', '.nd2', '.jxl', '.pfm'},
                    'convert them to TIFF or PNG')}
 
-def _skipped(folder, out):
-    "What lies below a folder and is not taken: the sentences, from a count of (kind, name)"
-    pre, lines = {'system': "folders of the system's", 'gmml_nb': 'folders that gmml_nb wrote'}, []
+def _files(n, kind=''): return f"{n:,} {kind}{' ' if kind else ''}file{'s'*(n != 1)}"
+
+def _skipped(out):
+    "What lies below a folder and is not taken, in words, from a count of (kind, name)"
+    folders, lines = {'system': "system's folders", 'gmml_nb': 'folders that gmml_nb wrote'}, []
     for kind in dict.fromkeys(k for k, _ in out):
         names = Counter({b: n for (a, b), n in out.items() if a == kind})
-        n, some = names.total(), ', '.join(o for o, _ in names.most_common(5))
-        if kind in pre: lines.append(f'{n:,} {pre[kind]} ({some})')
-        elif kind == 'hidden': lines.append(f'{n:,} hidden files (such as {some.split(", ")[0]})')
-        elif kind in UNREAD: lines.append(f'{n:,} {kind} files ({some}: {UNREAD[kind][1]})')
+        n, some = sum(names.values()), ', '.join(o for o, _ in names.most_common(5))
+        if kind in folders: lines.append(f'{n:,} of the {folders[kind]} ({some})')
+        elif kind == 'hidden': lines.append(f'{_files(n, kind)} (such as {some.split(", ")[0]})')
+        else: lines.append(f'{_files(n, kind)} ({some}: {UNREAD[kind][1]})')
     return '; '.join(lines)
 
 # %% ../nbs/02_images.ipynb #01cee357
@@ -93,12 +98,11 @@ def image_files(
             if end in suffixes and not o.startswith('.'): res.append(os.path.join(d, o))
             elif end in suffixes: out['hidden', o] += 1
             elif end in unread: out[unread[end], end] += 1
-            elif not o.startswith('.'): other[end or 'no suffix'] += 1
-    left = _skipped(folder, out)
+            elif not o.startswith('.'): other[end or 'suffixless'] += 1
+    left = _skipped(out)
     if not res:
-        rest = ', '.join(f'{n:,} of {o}' for o, n in other.most_common(5))
-        there = '; '.join(filter(None, (left, rest and f'files {rest}'))) or 'nothing'
-        raise ValueError(f"no images below {folder}: there is {there}. Looked for {', '.join(sorted(suffixes))}")
+        there = '; '.join([*filter(None, [left]), *(_files(n, o) for o, n in other.most_common(5))]) or 'nothing is there'
+        raise ValueError(f"no images below {folder}, but {there}. Looked for {', '.join(sorted(suffixes))}")
     if left: _say(f'left out below {folder}: {left}')
     return sorted(res)
 
@@ -324,7 +328,7 @@ def _in_words(path):
         try:
             tags = TiffImagePlugin.ImageFileDirectory_v2(head[:16 if 43 in head[2:4] else 8])
             f.seek(tags.next); tags.load(f)
-            return f'{_tiff_in_words(tags)}: {_ADVICE}'
+            return f'{_tiff_in_words(tags)}: {_ADVICE}' if 256 in tags else 'not an image'
         except Exception: return 'not an image'
 
 # %% ../nbs/02_images.ipynb #a919ecd7
@@ -592,13 +596,15 @@ def decode_files(
             try: return read(f), heard
             except Unreadable as e: return e, heard
     blocks, count = list(chunked(files, 64)), Counter() if notes is None else notes
-    with ThreadPoolExecutor(_threads()) as ex:
-        for block in progress_bar(blocks, leave=False) if len(files) > 500 else blocks:
-            for o, heard in ex.map(one, block):
-                count.update(set(heard))
-                yield o
-    _said.update(count)
-    if notes is None: say_notes(count, len(files))
+    try:
+        with ThreadPoolExecutor(_threads()) as ex:
+            for block in progress_bar(blocks, leave=False) if len(files) > 500 else blocks:
+                for o, heard in ex.map(one, block):
+                    count.update(set(heard))
+                    yield o
+    finally: # also where nobody asks for more than there is
+        _said.update(count)
+        if notes is None: say_notes(count, len(files))
 
 # %% ../nbs/02_images.ipynb #5ff9e93e
 def say_notes(
@@ -642,11 +648,10 @@ def depth_of(files, kinds):
         some = [f for f, k in zip(files, kinds) if k == kind]
         found = np.array([o for o in decode_files(some, ends, Counter()) if not isinstance(o, Unreadable)])
         if not len(found): continue
-        lo, hi = found.min(), found.max()
+        lo, hi, n = found.min(), found.max(), f'{len(found):,} {kind} image' + 's'*(len(found) > 1)
         black, white = depth[kind] = black_and_white(lo, hi)
-        said.append(f"the {f'darkest of {len(some):,} {kind} images is {lo:g}, the ' if black else ''}brightest"
-                    f"{'' if black else f' of {len(some):,} {kind} images'} is {hi:g}{' of 65535' if kind == '16-bit' else ''}: "
-                    f"scaled {f'from {black:g} to' if black else 'by'} {white:g}")
+        most = f"brightest{'' if black else f' of {n}'} is {hi:g}{' of 65535' if kind == '16-bit' else ''}"
+        said.append(f'the darkest of {n} is {lo:g}, the {most}: scaled from {black:g} to {white:g}' if black else f'the {most}: scaled by {white:g}')
     return depth or None, said
 
 # %% ../nbs/02_images.ipynb #1d1b5cb0

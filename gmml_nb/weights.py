@@ -10,7 +10,7 @@ __all__ = ['write_model', 'encoder_source', 'match_tensors', 'load_encoder', 'im
 # %% ../nbs/48_weights.ipynb #1a9fbcde
 import copy, json, math, os, tempfile
 from pathlib import Path
-import timm, torch
+import numpy as np, timm, torch
 from torch import nn
 from fastcore.all import listify
 from fastai.data.core import DataLoaders
@@ -49,7 +49,7 @@ def write_model(
     **config,             # More of `config.json`, JSON values
 ) -> Path:                # The folder
     "Write a model as timm reads it; each file is whole or not there"
-    folder,(mean,std) = Path(folder).expanduser(),([round(float(v), 6) for v in o] for o in stats)
+    folder,(mean,std) = Path(folder).expanduser(),([float(str(np.float32(v))) for v in o] for o in stats)   # as few digits as give the same float
     if mean_pool and not model.num_classes: model,model_args = as_features(model, model_args)
     data = dict(mean=mean, std=std, interpolation='bicubic', crop_pct=float(crop_pct), crop_mode=crop_mode(resize))
     config = dict(config, **(dict(depth=depth) if depth else {}), pretrained_cfg=dict(tag='gmml', license=None, **data))
