@@ -14,7 +14,7 @@ import timm, torch
 from fastcore.basics import listify, patch
 from huggingface_hub import hf_hub_download
 from pathlib import Path
-from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed_nhwc, resample_patch_embed
+from timm.layers import build_sincos2d_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -173,8 +173,11 @@ def resample_positions(
     "A position embedding for another grid"
     n = pos.shape[1] - math.prod(old)
     if n < 0: raise ValueError(f'a position embedding of {pos.shape[1]} places is none of a grid of {old[0]} x {old[1]}')
-    grid = resample_abs_pos_embed_nhwc(pos[:,n:].unflatten(1, tuple(old)), list(new))  # (1, gh, gw, d)
-    return torch.cat([pos[:,:n], grid.flatten(1, 2)], 1)
+    if tuple(old) == tuple(new): return pos
+    grid = pos[:,n:].mT.unflatten(2, tuple(old)).float().contiguous()                      # (1, d, gh, gw); as a view, PyTorch gets a grid one patch wide wrong
+    grid = nn.functional.interpolate(grid, tuple(new), mode='bicubic', antialias=True)
+    return torch.cat([pos[:,:n], grid.flatten(2).mT.to(pos.dtype)], 1)
+
 
 # %% ../nbs/20_vit.ipynb #401d993a
 def load_pretrained(
