@@ -351,8 +351,8 @@ class SkipValidation(Callback):
 def trackers(
     learn:Learner, # Any
 ) -> list:
-    "Callbacks that judge an epoch by its row in the log"
-    return [cb for cb in learn.cbs if isinstance(cb, TrackerCallback)]
+    "Callbacks that judge an epoch by its row in the log, or draw it"
+    return [cb for cb in learn.cbs if isinstance(cb, (TrackerCallback, progress.ShowGraphCallback))]
 
 # %% ../nbs/50_pretrain.ipynb #82003691
 class LogEvery(Callback):
@@ -472,8 +472,9 @@ def check_callbacks(
     for cb in learn.cbs:
         if isinstance(cb, MixHandler): raise ValueError(f"{cb} mixes labels, and there are none: here images are mixed by the recipe, alien='replace'")
         if isinstance(cb, GradientAccumulation): raise ValueError(f'{cb} would take a mean of means: give accumulate=4 to gmml_learner instead')
-        if isinstance(cb, TrackerCallback) and not len(learn.dls.valid) and cb.monitor.startswith('valid'):
-            raise ValueError(f"{cb} watches {cb.monitor}, and no image is held out: give valid_pct=.1 to pretrain_dls, or monitor='train_loss'")
+        watched = getattr(cb, 'monitor', 'valid_loss') if cb in trackers(learn) else ''
+        if watched.startswith('valid') and not len(learn.dls.valid):
+            raise ValueError(f"{cb} watches {watched}, and no image is held out: give valid_pct=.1 to pretrain_dls, or monitor='train_loss'")
 
 # %% ../nbs/50_pretrain.ipynb #3b6d7d2f
 def say_rates(
@@ -500,18 +501,6 @@ def lr_find(self:PretrainLearner, *args, **kwargs):
     say_rates(found, step_images(self.dls), 256, 'gmml_learner')
     return found
 
-# %% ../nbs/50_pretrain.ipynb #e454dd1c
-def build_encoder(
-    arch:str,     # timm name of a `VisionTransformer`
-    r:Recipe,     # Its `blocks`, `drop_path` and `pos_init`
-    **model_args, # More arguments of `GMMLEncoder`
-) -> GMMLEncoder:
-    "The encoder; what timm cannot build is a `ValueError`"
-    try: return GMMLEncoder(arch, r.blocks, drop_path=r.drop_path, pos_init=r.pos_init, **model_args)
-    except (AssertionError, AttributeError, TypeError, RuntimeError, ZeroDivisionError) as e:
-        raise ValueError(f'timm cannot build {arch!r} with { {k: v for k,v in model_args.items() if v not in (None, False)} }: '
-            f'{str(e) or type(e).__name__}. It must be a VisionTransformer, such as vit_small_patch16_224, whose embed_dim its num_heads divides') from e
-
 # %% ../nbs/50_pretrain.ipynb #719cb5ee
 def method_learner(
     dls:DataLoaders,        # From `pretrain_dls`: batches are 1-tuples of images
@@ -531,7 +520,8 @@ def method_learner(
     check_unlabelled(dls)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        enc = build_encoder(arch, r, pretrained=pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size, **(model_args or {}))
+        enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size,
+                          drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
         model = make_model(enc, r)
     enc.vit.set_grad_checkpointing(grad_checkpoint)
     if compile: model.compile()
@@ -750,7 +740,7 @@ def export_encoder(self:Learner,
     "Write the encoder so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it"
     enc,cb = get_model(self.model).encoder,self.gmml
     facts = dict(method=cb.method, **cb.facts, recipe=asdict(cb.recipe), images=len(self.dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
-    return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, gmml={**facts, **about})
+    return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, resize=self.dls.resize, depth=self.dls.depth, gmml={**facts, **about})
 
 # %% ../nbs/50_pretrain.ipynb #845cf1de
 def own_detach(b, cpu=True, gather=True): return to_detach(b, cpu, False)   # what has been gathered is not gathered again
