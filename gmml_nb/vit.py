@@ -70,7 +70,7 @@ def read_config(
     if kind == 'hub':
         try: where = Path(hf_hub_download(*where.split('@')[:1], 'config.json', revision=(where.split('@') + [None])[1])).parent
         except Exception as e: raise ValueError(f'{folder} cannot be fetched: {type(e).__name__}: {str(e).splitlines()[0]}') from e
-    elif list(where.glob('epoch_*_batch_*')) or where.name.startswith('epoch_') and (where/'state.pt').exists():
+    elif (where/'state.pt').exists() or list(where.glob('*/state.pt')):
         raise ValueError(f"{where} holds checkpoints of a run, to go on with, and no exported model: convert_checkpoint({str(where)!r}, "
                          "'encoder') makes one of the latest")
     need = ['config.json'] if kind == 'hub' else ['config.json', 'model.safetensors']
