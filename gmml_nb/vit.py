@@ -55,7 +55,7 @@ def model_place(
     near = [str(o.parent) for o in sorted(folder.parent.glob('*/config.json'))]
     near,what = difflib.get_close_matches(str(folder), near, 2, .6), f'no such folder here: {text!r}'
     if kind != 'local-dir' and folder.name == text:
-        names = timm.list_models(module='vision_transformer') + timm.list_models(module='deit')
+        names = [o for m in ('vision_transformer', 'deit') for o in timm.list_models(module=m) if not o.startswith('test')]
         near += difflib.get_close_matches(plain.split('.')[0], names, 4, .5)
         what += ', and timm has no architecture of that name'
     raise ValueError(f'{what}. ' + (f'The nearest: {", ".join(near)}' if near else
