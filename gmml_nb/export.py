@@ -154,7 +154,9 @@ def card_data(
 _HOME = 'https://github.com/gmml-nb/gmml_nb'
 
 # %% ../nbs/92_export.ipynb #9bd1ca64
-SHOWN = dict(center='the middle, {:.4g} % of the shorter side', squash='all of the picture, squeezed; {:.4g} % of its sides', border='all of the picture, padded with the mean colour; {:.4g} % of its sides')
+SHOWN = dict(center='the middle, {:.4g} % of the shorter side',
+             squash='all of the picture, squeezed; {:.4g} % of its sides',
+             border='all of the picture, padded with the mean colour; {:.4g} % of its sides')
 
 def write_card(
     folder,             # Of `export_encoder`, `export_classifier` or `convert_checkpoint`
@@ -168,7 +170,8 @@ def write_card(
     pre = cfg['pretrained_cfg']
     name,(c,h,w) = (repo_id or folder.resolve().name).split('/')[-1],pre['input_size']
     with safe_open(folder/'model.safetensors', 'pt') as f: n = sum(math.prod(f.get_slice(k).get_shape()) for k in f.keys())
-    rows = [('architecture', f"`{cfg['architecture']}`, {n/1e6:.2f} M parameters"), ('input', f'{c} x {h} x {w}: channels, height, width'), ('shown', SHOWN[pre.get('crop_mode', 'center')].format(100*pre.get('crop_pct', 1))),
+    rows = [('architecture', f"`{cfg['architecture']}`, {n/1e6:.2f} M parameters"), ('input', f'{c} x {h} x {w}: channels, height, width'),
+            ('shown', SHOWN[pre.get('crop_mode', 'center')].format(100*pre.get('crop_pct', 1))),
             ('data', data), ('licence of the data', data_license), ('licence of the weights', license or 'unknown'),
             *run_rows('source', cfg.get('source', {}), {}), *run_rows('pretraining', cfg.get('gmml', {}), RECIPES),
             *run_rows('fine-tuning', cfg.get('finetune', {}), FINETUNE_RECIPES)]
