@@ -292,7 +292,8 @@ def whole(
     x, # Images of a batch
 ):     # The same, without sizes that are of other images
     "Images with the sizes of their originals, unless they were cut from a batch, as fastai's `summary` does"
-    return x if len(x) == len(getattr(x, 'hw', None) if getattr(x, 'hw', None) is not None else x) else x.as_subclass(torch.Tensor)
+    hw = getattr(x, 'hw', None)
+    return x if hw is None or len(hw) == len(x) else x.as_subclass(torch.Tensor).data   # fastai's cast keeps attributes, `data` does not
 
 # %% ../nbs/50_pretrain.ipynb #0c88164a
 @patch
