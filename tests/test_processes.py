@@ -62,12 +62,9 @@ def watched(photos, tmp_path_factory):
     "`gmml_pretrain` in two copies of this process, which have imported everything already"
     d = tmp_path_factory.mktemp('run')
     def run():
-        defaults.callbacks = [*defaults.callbacks, Images, Corruption]
+        os.environ['SPY'],defaults.callbacks = str(d),[*defaults.callbacks, Images, Corruption]
         gmml_pretrain(photos, out=d/'enc', **OPTIONS)
-    def spied():
-        os.environ['SPY'] = str(d)
-        run()
-    assert [code(p) for p in ranks(spied)] == [0, 0]
+    assert [code(p) for p in ranks(run)] == [0, 0]
     return d, [json.loads((d/f'{k}.json').read_text()) for k in (0, 1)]
 
 
