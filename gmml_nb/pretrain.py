@@ -288,16 +288,24 @@ def places(
     "Places in the data set of the images that a loader yields on this process, in order"
     return list(dl.get_idxs()) if hasattr(dl, 'get_idxs') else range(sum(len(b[0]) for b in dl))
 
+def whole(
+    x, # Images of a batch
+):     # The same, without sizes that are of other images
+    "Images with the sizes of their originals, unless they were cut from a batch, as fastai's `summary` does"
+    hw = getattr(x, 'hw', None)
+    return x if hw is None or len(hw) == len(x) else x.as_subclass(torch.Tensor).data   # fastai's cast keeps attributes, `data` does not
+
 # %% ../nbs/50_pretrain.ipynb #0c88164a
 @patch
 def before_batch(self:GMML):
     "Views, augmentation, normalisation, corruption; on held-out images no augmentation and fixed corruption"
-    (x,hw),r,size = pixels_and_sizes(self.x),self.recipe,tuple(self.dls.size)
+    xs,r,size = whole(self.x),self.recipe,tuple(self.dls.size)
+    x,hw = pixels_and_sizes(xs)
     if self.training:
         x = torch.cat([augment(x, r, self.generator, size, hw) for _ in range(r.views)])
         idxs = None
     else:
-        x = in_the_middle(self.x, size)
+        x = in_the_middle(xs, size)
         if self.idxs is None: self.idxs = places(self.dl)
         idxs = self.idxs[self.seen:self.seen+len(x)]
         self.seen += len(x)
