@@ -129,7 +129,7 @@ def unusual(self:Experiment,
     d = {k: v for k,v in self.facts.items() if k not in leave}
     for k,o in dict(recipe=Recipe(), finetune=FinetuneRecipe()).items():
         if k in d: d[k] = _unlike(d[k], _defaults(o))
-    return _unlike(d, dict(_defaults(Experiment()), recipe={}, finetune={}, pretrain_on=self.data, pos_init='random'))
+    return _unlike(d, dict(_defaults(Experiment()), recipe={}, finetune={}, pretrain_on=d.get('data'), pos_init='random'))
 
 @patch(as_prop=True)
 def pretraining_id(self:Experiment) -> str:

@@ -25,7 +25,10 @@ from accelerate import DistributedDataParallelKwargs
 from fastcore.all import listify, noop, patch, store_attr
 from fastai.callback.core import Callback, CancelBatchException, CancelValidException
 from fastai.callback.fp16 import MixedPrecision   # and `to_fp16`, `to_bf16`
-from fastai.callback.schedule import ParamScheduler
+from fastai.callback.mixup import MixHandler
+from fastai.callback.schedule import ParamScheduler   # and `lr_find`
+from fastai.callback.tracker import TrackerCallback
+from fastai.callback.training import GradientAccumulation
 from fastai.callback import progress   # `no_bar`
 from fastai.data.core import DataLoaders
 from fastai import distributed   # `distrib_ctx`, `teardown_distrib`
@@ -213,7 +216,16 @@ def held_out(self:GMML,
 ):              # Normalised (n, C, H, W), on the device that trains
     "The first held-out images, or training images where none are held out"
     ds = (self.dls.valid if len(self.dls.valid) else self.dls.train).dataset
-    x = ds.batch(range(min(n or self.chunk, len(ds))))[0].to(self.dls.device)
+    if not len(ds): raise ValueError('this learner has no images, for fastai exports it without: give it some, learn.dls = pretrain_dls(...)')
+    return self.prepared(ds, n or self.chunk)
+
+@patch
+def prepared(self:GMML,
+    ds,    # Data set of whole images
+    n:int, # How many
+):         # Normalised (n, C, H, W), on the device that trains
+    "The first images of a set, as held-out images are shown to the model"
+    x = ds.batch(range(min(n, len(ds))))[0].to(self.dls.device)
     return self.normalise(in_the_middle(x, self.dls.size))
 
 # %% ../nbs/50_pretrain.ipynb #54fb328f
@@ -269,17 +281,32 @@ def restored(self:GMML,
     "What the model returned, as images: GMML's model returns images"
     return pred
 
+# %% ../nbs/50_pretrain.ipynb #f75529ce
+def places(
+    dl, # A loader, or a list of batches
+):      # Numbers
+    "Places in the data set of the images that a loader yields on this process, in order"
+    return list(dl.get_idxs()) if hasattr(dl, 'get_idxs') else range(sum(len(b[0]) for b in dl))
+
+def whole(
+    x, # Images of a batch
+):     # The same, without sizes that are of other images
+    "Images with the sizes of their originals, unless they were cut from a batch, as fastai's `summary` does"
+    hw = getattr(x, 'hw', None)
+    return x if hw is None or len(hw) == len(x) else x.as_subclass(torch.Tensor).data   # fastai's cast keeps attributes, `data` does not
+
 # %% ../nbs/50_pretrain.ipynb #0c88164a
 @patch
 def before_batch(self:GMML):
     "Views, augmentation, normalisation, corruption; on held-out images no augmentation and fixed corruption"
-    (x,hw),r,size = pixels_and_sizes(self.x),self.recipe,tuple(self.dls.size)
+    xs,r,size = whole(self.x),self.recipe,tuple(self.dls.size)
+    x,hw = pixels_and_sizes(xs)
     if self.training:
         x = torch.cat([augment(x, r, self.generator, size, hw) for _ in range(r.views)])
         idxs = None
     else:
-        x = in_the_middle(self.x, size)
-        if self.idxs is None: self.idxs = list(self.dl.get_idxs())   # which images the loader yields here, perhaps a share
+        x = in_the_middle(xs, size)
+        if self.idxs is None: self.idxs = places(self.dl)
         idxs = self.idxs[self.seen:self.seen+len(x)]
         self.seen += len(x)
     x = self.normalise(x)
@@ -328,6 +355,13 @@ class SkipValidation(Callback):
     def after_fit(self): self.learn.recorder.valid_metrics = self.old
     def before_validate(self): raise CancelValidException
 
+# %% ../nbs/50_pretrain.ipynb #2409a934
+def trackers(
+    learn:Learner, # Any
+) -> list:
+    "Callbacks that judge an epoch by its row in the log, or draw it"
+    return [cb for cb in learn.cbs if isinstance(cb, (TrackerCallback, progress.ShowGraphCallback))]
+
 # %% ../nbs/50_pretrain.ipynb #82003691
 class LogEvery(Callback):
     "Validate and write a row of the log at the end of an epoch, when so many steps have gone by"
@@ -344,6 +378,7 @@ class LogEvery(Callback):
         self.due = self.train_iter - self.last >= self.steps or self.epoch == self.n_epoch - 1
         if self.due: self.last = self.train_iter
         else: self.old,self.learn.logger = self.learn.logger,noop
+        for cb in trackers(self.learn): cb.run = self.due   # there is nothing new to judge by
     def before_validate(self):
         if not self.due: raise CancelValidException
     def after_epoch(self):
@@ -410,17 +445,69 @@ def check_unlabelled(
     what = f'{len(b)} tensors' if isinstance(b, (tuple, list)) else 'a bare tensor'
     raise ValueError(f'a batch is {what}, and pretraining takes 1-tuples of clean images with their statistics: make the loaders with pretrain_dls')
 
-# %% ../nbs/50_pretrain.ipynb #e454dd1c
-def build_encoder(
-    arch:str,     # timm name of a `VisionTransformer`
-    r:Recipe,     # Its `blocks`, `drop_path` and `pos_init`
-    **model_args, # More arguments of `GMMLEncoder`
-) -> GMMLEncoder:
-    "The encoder; what timm cannot build is a `ValueError`"
-    try: return GMMLEncoder(arch, r.blocks, drop_path=r.drop_path, pos_init=r.pos_init, **model_args)
-    except (AssertionError, AttributeError, TypeError, RuntimeError, ZeroDivisionError) as e:
-        raise ValueError(f'timm cannot build {arch!r} with { {k: v for k,v in model_args.items() if v not in (None, False)} }: '
-            f'{str(e) or type(e).__name__}. It must be a VisionTransformer, such as vit_small_patch16_224, whose embed_dim its num_heads divides') from e
+# %% ../nbs/50_pretrain.ipynb #ed9d41ad
+class PretrainLearner(Learner):
+    "fastai's `Learner`, where it has to be told that there are no labels"
+    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+        "fastai's, with weight decay (the recipe's, if none is given) for the matrices alone"
+        with self.added_cbs(cbs):
+            check_callbacks(self)
+            if wd is None: wd = self.recipe.wd if self.wd is None else self.wd
+            super().fit(n_epoch, one_rate(lr), [wd, 0.], None, reset_opt, start_epoch)
+    def fit_one_cycle(self, n_epoch, lr_max=None, **kw): return super().fit_one_cycle(n_epoch, one_rate(lr_max), **kw)
+    def fit_flat_cos(self, n_epoch, lr=None, **kw): return super().fit_flat_cos(n_epoch, one_rate(lr), **kw)
+    def freeze_to(self, n): raise ValueError('pretraining has no head that could train while the rest is frozen: its two groups are what decays and what does not. '
+                                             'Stop parts by hand, for p in learn.model.encoder.vit.blocks[:2].parameters(): p.requires_grad_(False), or freeze in finetune_learner')
+    def freeze(self): self.freeze_to(-1)
+    def unfreeze(self):
+        for p in self.model.parameters(): p.requires_grad_(True)
+        self.create_opt()
+    def fine_tune(self, *args, **kw): raise ValueError('fine_tune freezes all but a head, and there is none: fit_gmml(100) pretrains, finetune_learner(dls, learn) makes a classifier of the encoder')
+    def tta(self, *args, **kw): raise ValueError('tta averages predictions of classes, and there are none: make a classifier with finetune_learner(dls, learn)')
+
+# %% ../nbs/50_pretrain.ipynb #7130ac0e
+def one_rate(
+    lr, # A number, or fastai's slice
+):
+    "A rate for all groups"
+    if isinstance(lr, slice): raise ValueError(f'{lr!r}: the groups here are what decays and what does not, and one rate is for both: give lr_max=1e-3, say')
+    return lr
+
+def check_callbacks(
+    learn:Learner, # About to train
+):
+    "Raise a `ValueError` for callbacks of fastai's that cannot work here"
+    for cb in learn.cbs:
+        if isinstance(cb, MixHandler): raise ValueError(f"{cb} mixes labels, and there are none: here images are mixed by the recipe, alien='replace'")
+        if isinstance(cb, GradientAccumulation): raise ValueError(f'{cb} would take a mean of means: give accumulate=4 to gmml_learner instead')
+        watched = getattr(cb, 'monitor', 'valid_loss') if cb in trackers(learn) else ''
+        if watched.startswith('valid') and not len(learn.dls.valid):
+            raise ValueError(f"{cb} watches {watched}, and no image is held out: give valid_pct=.1 to pretrain_dls, or monitor='train_loss'")
+
+# %% ../nbs/50_pretrain.ipynb #3b6d7d2f
+def say_rates(
+    found,    # What `lr_find` returned
+    images:int, # Of a step
+    per:int,  # Images that `lr=` is for
+    maker:str, # Whose `lr=` it is
+):
+    "Print what to type for each rate that was found"
+    for k,v in zip(getattr(found, '_fields', ()), found or ()):
+        if not rank_distrib(): print(f'{k}: {v:.2g} for fit_one_cycle; for {maker} lr={v*per/images:.2g}, which is for {per} images (a step has {images})')
+
+def step_images(
+    dls:DataLoaders, # Any
+) -> int:
+    "Images of a batch in all processes: fewer than `bs` where there are not so many"
+    world = max(1, num_distrib())
+    return min(dls.bs, -(-len(dls.train.dataset)//world))*world
+
+@patch
+def lr_find(self:PretrainLearner, *args, **kwargs):
+    "fastai's, which finds the optimiser's rate; says what that is as `lr=`, for 256 images"
+    found = super(PretrainLearner, self).lr_find(*args, **kwargs)
+    say_rates(found, step_images(self.dls), 256, 'gmml_learner')
+    return found
 
 # %% ../nbs/50_pretrain.ipynb #719cb5ee
 def method_learner(
@@ -441,14 +528,15 @@ def method_learner(
     check_unlabelled(dls)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        enc = build_encoder(arch, r, pretrained=pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size, **(model_args or {}))
+        enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size,
+                          drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
         model = make_model(enc, r)
     enc.vit.set_grad_checkpointing(grad_checkpoint)
     if compile: model.compile()
     cbs = [callback(r, enc.patch_size, dls.stats, seed), GlobalMean(accumulate), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
            *([] if len(dls.valid) else [SkipValidation()]), *listify(cbs)]
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
-    learn = Learner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
+    learn = PretrainLearner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
     learn.recipe = r
     return learn
 
@@ -514,7 +602,7 @@ def gmml_scheds(self:Learner,
 ) -> dict:       # Functions of the share of the run that is done
     "Learning rate and weight decay along the run, as the recipe has them"
     r,acc = self.gmml.recipe,self.global_mean.accumulate
-    lr = r.lr*self.dls.bs*max(1, num_distrib())*acc/256
+    lr = r.lr*step_images(self.dls)*acc/256
     scheds = dict(lr=warmup_cosine(r.lr_end, lr, r.lr_end, min(r.warmup/n_epoch, .1)), wd=partial(_decayed, start=r.wd, end=r.wd_end))
     if acc == 1: return scheds
     return {k: partial(_of_step, sched=f, batches=n_epoch*len(self.dls.train), accumulate=acc) for k,f in scheds.items()}
@@ -529,6 +617,7 @@ def gmml_cost(self:Learner,
     "Images, steps and time of a run, from two steps on blank images whose gradients are thrown away"
     dl,cb = self.dls.train,self.gmml
     bs,dev = min(self.dls.bs, len(dl.dataset)),self.dls.device
+    few = f' (bs={self.dls.bs} is more than there are)' if bs < self.dls.bs else ''
     n = min(bs, 8) if torch.device(dev).type == 'cpu' else bs   # there, time grows with the images, and a few are enough
     x = torch.zeros(n*cb.recipe.views, self.dls.in_chans, *self.dls.size, device=dev)
     model = self.model.to(dev).train()
@@ -543,7 +632,7 @@ def gmml_cost(self:Learner,
             secs.append(time.perf_counter() - t)
     self.model.zero_grad()
     batches,acc = n_epoch*len(dl),self.global_mean.accumulate
-    return (f'{len(dl.dataset):,} images, {n_epoch} epochs, {batches//acc:,} steps of {bs*max(1, num_distrib())*acc}: '
+    return (f'{len(dl.dataset):,} images, {n_epoch} epochs, {batches//acc:,} steps of {step_images(self.dls)*acc}{few}: '
             f'about {format_time(min(secs)*bs/n*batches)} on {dev}')
 
 # %% ../nbs/50_pretrain.ipynb #dfdeaab0
@@ -593,10 +682,12 @@ def fit_gmml(self:Learner,
 @patch
 def reconstruct(self:Learner,
     n:int=8, # Images
+    dl=None, # Of other images, from `dls.test_dl`; None: those held out
 ) -> dict:   # `clean`, `corrupted`, `restored` (n, C, H, W), 0-1, and `mask` (n, 1, H, W)
-    "The first `n` held-out images, corrupted as in validation, and what the model makes of them"
+    "The first `n` images, corrupted as in validation, and what the model makes of them"
     cb = self.gmml
-    x,cb.donors = cb.held_out(n),cb.held_out()
+    cb.donors = cb.held_out()
+    x = cb.held_out(n) if dl is None else cb.prepared(dl.dataset, n)
     corrupted,mask = cb.corrupt(x, range(len(x)))
     training = self.model.training
     with torch.no_grad(): pred = self.model.to(x.device).eval()(*cb.inputs(corrupted, mask))
@@ -605,24 +696,37 @@ def reconstruct(self:Learner,
     show = {k: cb.denormalise(v).cpu() for k,v in dict(clean=x, corrupted=corrupted, restored=restored).items()}
     return dict(show, mask=mask.cpu())
 
+@patch
+def predict(self:PretrainLearner,
+    item, # A path, a Pillow image, an array
+) -> dict: # As of `reconstruct`, without the first dimension
+    "One image, corrupted, and what the model makes of it"
+    return {k: v[0] for k,v in self.reconstruct(1, self.dls.test_dl([item])).items()}
+
 # %% ../nbs/50_pretrain.ipynb #02c6b5e4
 @patch
 def show_reconstructions(self:Learner,
     n:int=8,       # Images
     figsize=None,  # Inches; None: one inch an image
+    dl=None,       # Of other images, from `dls.test_dl`; None: those held out
 ):
     "Originals, what the encoder sees, and what it restores, a column each"
-    o = self.reconstruct(n)
+    o = self.reconstruct(n, dl)
     rows = ['clean', 'corrupted', 'restored']
     n = len(o['clean'])
     fig,axs = plt.subplots(3, n, figsize=figsize or (n, 3.2), squeeze=False)
     for k,axr in zip(rows, axs):
         for x,ax in zip(o[k], axr):
-            ax.imshow(x.permute(1, 2, 0) if len(x) == 3 else x[0], cmap='gray', vmin=0, vmax=1)
+            ax.imshow(x[:3].permute(1, 2, 0) if len(x) >= 3 else x[0], cmap='gray', vmin=0, vmax=1)
             ax.set_xticks([]), ax.set_yticks([])
         axr[0].set_ylabel(k)
     fig.tight_layout(pad=.3)
     return fig
+
+@patch
+def show_results(self:PretrainLearner, ds_idx=1, dl=None, max_n=8, shuffle=False, **kwargs):
+    "`show_reconstructions`, under the name that fastai has for it"
+    return self.show_reconstructions(max_n, dl=dl if dl is not None or ds_idx else self.dls.train)
 
 # %% ../nbs/50_pretrain.ipynb #4a4b55ea
 @patch
@@ -644,7 +748,7 @@ def export_encoder(self:Learner,
     "Write the encoder so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it"
     enc,cb = get_model(self.model).encoder,self.gmml
     facts = dict(method=cb.method, **cb.facts, recipe=asdict(cb.recipe), images=len(self.dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
-    return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, gmml={**facts, **about})
+    return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, resize=self.dls.resize, depth=self.dls.depth, gmml={**facts, **about})
 
 # %% ../nbs/50_pretrain.ipynb #845cf1de
 def own_detach(b, cpu=True, gather=True): return to_detach(b, cpu, False)   # what has been gathered is not gathered again

@@ -5,8 +5,9 @@ from functools import lru_cache
 import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np, pytest, timm, torch
+from PIL import Image
 from fastai.callback.core import Callback
-import fastai.callback.fp16, fastai.callback.schedule   # patch `to_fp16`, `lr_find` and the like into Learner
+import fastai.callback.fp16, fastai.callback.hook, fastai.callback.schedule   # patch `to_fp16`, `lr_find` and the like into Learner
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import load_learner
@@ -293,3 +294,18 @@ def test_a_donor_is_never_the_image_s_other_view():
     fit(learn, 60, cbs=Look())
     same = torch.cat(seen)
     assert abs(same.float().mean() - 1/8) < 4*(1/8*7/8/len(same))**.5
+
+def test_doors_of_fastai_with_files(tmp_path):
+    "Files have sizes of their own, which go with their pixels"
+    for i in range(12): Image.fromarray(images(1, 20 + i, 24)[0]).save(tmp_path/f'{i}.png')
+    dls = pretrain_dls(tmp_path, size=12, bs=4, valid_pct=.25, device='cpu')
+    learn = gmml_learner(dls, 'vit_tiny_patch16_224', patch_size=2, model_args=TINY, blocks=(1, 2), path=tmp_path)
+    with learn.no_bar(): assert 'Total params' in str(learn.summary())
+    assert learn.predict(tmp_path/'3.png')['restored'].shape == (3, 12, 12)
+    with learn.no_bar(): assert learn.get_preds(dl=learn.dls.test_dl([tmp_path/'3.png', tmp_path/'4.png']))[0].shape == (2, 3, 12, 12)
+    learn.show_results(), learn.show_reconstructions(2, dl=learn.dls.test_dl([tmp_path/'3.png', tmp_path/'4.png']))
+    learn.export('m.pkl')
+    with pytest.warns(UserWarning): again = load_learner(tmp_path/'m.pkl')
+    with pytest.raises(ValueError, match='no images.*give it some'): again.predict(tmp_path/'3.png')
+    again.dls = dls
+    assert torch.equal(again.predict(tmp_path/'3.png')['restored'], learn.predict(tmp_path/'3.png')['restored'])
