@@ -75,6 +75,8 @@ SOURCES = dict(
     paths_in_rows=lambda f: [dict(file_name=o, category=label(o)) for o in f],
     pairs=lambda f: [(o, label(o)) for o in f],
     columns=lambda f: dict(image=f, label=[*map(label, f)]),
+    file_to_label=lambda f: {o: label(o) for o in f},
+    zipped=lambda f: zip(f, map(label, f)),
     frame=lambda f: pd.DataFrame(dict(label=map(label, f), path=f)).sample(frac=1, random_state=1),
     other_names=lambda f: pd.DataFrame(dict(scan=f, diagnosis=[*map(label, f)])),
     bytes_in_frame=lambda f: pd.DataFrame(dict(image=[dict(bytes=raw(o), path=None) for o in f], label=[*map(label, f)])),
@@ -89,6 +91,7 @@ SOURCES = dict(
     both=lambda f: ConcatDataset([Rows(f[:4]), Rows(f[4:])]),
     image_folder=lambda f: torchvision.datasets.ImageFolder(Path(f[0]).parents[1], transform=torchvision.transforms.ToTensor()),
     hub=lambda f: Hub(f),
+    part_of_hub=lambda f: Subset(Hub(f), [6, 1, 0, 7]),
     folders=lambda f: [Path(f[0]).parent, str(Path(f[-1]).parent)],
 )
 
@@ -141,6 +144,8 @@ def test_array_datasets_of_torchvision(tmp_path):
     (lambda f: ['https://x.org/a.jpg'], 'download the images first'), (lambda f: f[0], 'is one image'), (lambda f: [f[0], str(Path(f[0]).parent)], 'is no folder'),
     (lambda f: pd.DataFrame(dict(path=['gone/a.png', 'gone/b.png'], label=['a', 'b'])), 'path= says'),
     (lambda f: pd.DataFrame(dict(id=['x1', 'x2'], label=['a', 'b'])).rename(columns=dict(id='image_id')), "no suffix"),
+    (lambda f: '', 'is empty'), (lambda f: b'x', 'one picture'), (lambda f: [np.zeros((8 + i, 8, 4), np.uint8) for i in range(4)], 'array of pictures of one size|no labels'),
+    (lambda f: (np.zeros((4, 8, 8)), [0, 1]*2, np.zeros((4, 8, 8)), [0, 1]*2), r'dict\(train='),
     (lambda f: 'photos-that-are-nowhere', 'neither a folder here nor a dataset'), (lambda f: './nowhere', 'no such folder here: nowhere')])
 @pytest.mark.parametrize('make', [pretrain_dls, finetune_dls])
 def test_what_is_no_source(files, make, source, words):
@@ -165,7 +170,7 @@ def test_images_without_labels(files):
     ([['a'], ['a', 'b'], ['b'], ['a']], 'several labels'), ([{'a'}, {'b'}, {'a'}, {'b'}], 'several labels'), (["['a', 'b']", "['a']", "['b']", "['a']"], 'several labels'),
     (np.array([[1, 0], [0, 1], [1, 0], [0, 1]]), r'one-hot matrix.*argmax'), (np.array([[1, 1], [0, 1], [1, 0], [0, 0]]), 'several labels'),
     (torch.tensor([[.2, .8], [.5, .5]]*2), 'several labels'), ([3, '3', 3, '3'], r"3 \(int\) and '3' \(str\)"), (['Cat', 'cat', 'dog', 'dog'], "'Cat' and 'cat' differ in case"),
-    (['black cat', 'black_cat', 'dog', 'dog'], 'differ in case or spaces'), ([pd.Timestamp('2020-01-01')]*4, 'Timestamp'), ([True, 2, True, 2], 'bool'), (3, 'give one kind')])
+    (['black cat', 'black_cat', 'dog', 'dog'], 'differ in case or spaces'), ([pd.Timestamp('2020-01-01')]*4, 'Timestamp'), ([True, 2, True, 2], 'bool'), (3, 'give one kind'), (['0.1', '0.25', '1.5', '.75'], 'labels are numbers'), (['train', 'test']*2, 'are splits')])
 def test_what_is_no_label(names, words):
     with pytest.raises(ValueError, match='(?s)' + words): as_labelled((np.zeros((4, 8, 8), np.uint8), names))
 
@@ -196,15 +201,16 @@ def test_one_hot_columns(files):
     (('Training', 'Testing'), (4, 0, 4)), (('train', 'validation'), (4, 4, 0)), (('TRAIN', 'Dev', 'tst'), (4, 4, 4)), (('seg_train/seg_train', 'seg_test/seg_test'), (4, 0, 4)),
     (('archive/train', 'archive/eval'), (4, 4, 0)), (('data/set/trn', 'data/set/val', 'data/set/te'), (4, 4, 4)), (('train_images', 'test_images'), (4, 0, 4)),
     (('train2017', 'val2017'), (4, 4, 0)), (('trainset', 'testset'), (4, 0, 4)), (('train_1', 'train_2', 'valid'), (8, 4, 0)), (('train', 'test', 'unlabeled'), (4, 0, 4)),
-    (('train',), (4, 0, 0))])
+    (('train',), (4, 0, 0)), (('flowers_train', 'flowers_test'), (4, 0, 4)), (('training_set', 'test_set'), (4, 0, 4)), (('train_512x512', 'val_512x512'), (4, 4, 0)),
+    (('stage1_train', 'stage1_test'), (4, 0, 4)), (('images/Train', 'images/Valid'), (4, 4, 0)), (('train_resized', 'test_resized'), (4, 0, 4))])
 def test_folders_that_are_splits(tmp_path, capsys, parts, sizes):
     ds = as_labelled(tree(tmp_path, *parts))
     assert ds.vocab == ['a', 'b'] and tuple(len(ds.splits.get(k, ())) for k in ('train', 'valid', 'test')) == sizes
     assert all(colour(ds.items[i]) == ds.vocab[ds.labels[i]] for o in ds.splits.values() for i in o)
     said = capsys.readouterr().out
-    assert said.count('for training') == len([o for o in parts if split_of(o.split('/')[-1]) == 'train']) and ('left out' in said) == ('unlabeled' in parts)
+    assert said.count('for training') == len([o for o in parts if 'tr' in o.split('/')[-1].lower()]) and ('left out' in said) == ('unlabeled' in parts)
     items, folder = as_unlabelled(tmp_path)
-    assert len(items) == sizes[0] and all(split_of(Path(o).parents[1].name) == 'train' for o in items)
+    assert len(items) == sizes[0] and all('tr' in Path(o).parents[1].name.lower() for o in items)
 
 def test_classes_that_are_divided(tmp_path):
     for c in 'ab':
@@ -213,11 +219,32 @@ def test_classes_that_are_divided(tmp_path):
     assert ds.vocab == ['a', 'b'] and all(right(ds)) and [len(o) for o in ds.splits.values()] == [2, 2] and len(as_unlabelled(tmp_path)[0]) == 2
 
 @pytest.mark.parametrize('parts,words', [
-    (('train', 'test', 'old'), "'old' is no split that I know"), (('trainA', 'testA'), 'are no splits'), (('val', 'test'), 'no training images'), (('test', 'dog'), "'dog' is no split"),
+    (('train', 'test', 'old'), "'old' is no split that I know"), (('trainA', 'testA', 'trainB', 'testB'), 'are no splits'), (('val', 'test'), 'no training images'), (('test', 'dog'), "'dog' is no split"),
     (('fold1', 'fold2'), 'which is held out'), (('train', 'train_test'), 'is no split that I know')])
 @pytest.mark.parametrize('read', [as_labelled, as_unlabelled])
 def test_folders_that_look_like_splits(tmp_path, read, parts, words):
     with pytest.raises(ValueError, match=words): read(tree(tmp_path, *parts))
+
+def test_torchvision_of_a_divided_folder(tmp_path):
+    ds = torchvision.datasets.ImageFolder(tree(tmp_path, 'Training', 'Testing'))
+    assert as_labelled(ds).vocab == ['a', 'b'] and len(as_unlabelled(ds)[0]) == 4
+    with pytest.raises(ValueError, match='which is divided'): as_unlabelled(Subset(ds, [0, 1]))
+    with pytest.raises(ValueError, match='are splits'): as_labelled((ds.samples and [f for f, _ in ds.samples], [ds.classes[y] for _, y in ds.samples]))
+    with pytest.raises(ValueError, match=re.escape(f"folders in {tmp_path/'x/archive'}: give that")): as_labelled(tree(tmp_path/'x', 'archive').resolve())
+
+def test_datasets_of_fastai(files):
+    from fastai.data.core import Datasets
+    from fastai.data.transforms import Categorize, parent_label
+    from fastai.vision.core import PILImage
+    ds = Datasets(files, [[PILImage.create], [parent_label, Categorize()]], splits=[[0, 1, 2, 5, 6, 7], [3, 4]])
+    got = as_labelled(ds)
+    assert got.vocab == ['a', 'b'] and all(right(got)) and {k: len(v) for k, v in got.splits.items()} == dict(train=6, valid=2) and len(as_unlabelled(ds)[0]) == 6
+
+def test_labels_in_frames_and_paths_from_windows(files):
+    df = pd.DataFrame(dict(path=files, label=[*map(label, files)]))
+    assert all(right(as_labelled((df[['path']], df[['label']]))))
+    root = Path(files[0]).parents[1]
+    assert all(right(as_labelled(pd.DataFrame(dict(path=[f'{label(o)}\\{Path(o).name}' for o in files], label=df.label)), root)))
 
 def test_a_class_called_train(tmp_path):
     COLOURS.update(train=(255, 0, 0), bus=(0, 0, 255))
@@ -242,14 +269,16 @@ def test_columns_that_are_splits(files, col):
 @pytest.mark.parametrize('kw,sizes', [
     (dict(is_valid=[False]*6 + [True]*2), dict(train=6, valid=2)), (dict(valid=[0]*6 + [1]*2), dict(train=6, valid=2)), (dict(is_train=['yes']*6 + ['no']*2), dict(train=6, valid=2)),
     (dict(is_valid=[False]*6 + [True, False], is_test=[False]*7 + [True]), dict(train=6, valid=1, test=1)), (dict(fold=[1, 2]*4, is_test=[0]*7 + [1]), dict(train=7, test=1)),
-    (dict(set=['base', 'jungle']*4), None)])
+    (dict(set=['base', 'jungle']*4), None), (dict(isTraining=[True]*6 + [False]*2), dict(train=6, valid=2)), (dict(train_or_test=['train']*6 + ['test']*2), dict(train=6, test=2)),
+    (dict(kfold=[0, 1]*4, Phase=['train']*6 + ['val']*2), dict(train=6, valid=2)), (dict(dataset_split=['trn']*6 + ['val']*2), dict(train=6, valid=2))])
 def test_columns_that_say_yes_or_no(files, kw, sizes):
     df = pd.DataFrame(dict(path=files[::2]*2, label=[label(o) for o in files[::2]*2], **kw))
     assert {k: len(v) for k, v in as_labelled(df).splits.items()} == (sizes or dict(train=8)) and len(as_unlabelled(df)[0]) == (sizes or dict(train=8))['train']
 
 @pytest.mark.parametrize('kw,words', [(dict(fold=[0, 1, 2, 3]*2), 'which is held out'), (dict(split=[0, 1]*4), 'which is held out'), (dict(split=['train', 'extra']*4), "'extra' is no split"),
                                       (dict(split=['val', 'test']*4), 'no training images'), (dict(split=['train']*7 + [None]), '1 rows are in no split'),
-                                      (dict(is_valid=[True]*8), 'no row is for training')])
+                                      (dict(is_valid=[True]*8), 'no row is for training'), (dict(is_valid=[True]*7 + [None]), 'neither yes nor no'), (dict(cv_fold=[0, 1, 2, 3]*2), 'which is held out'),
+                                      (dict(usage=['Training', 'Rest']*4), "'Rest' is no split")])
 def test_columns_that_are_not_understood(files, kw, words):
     for read in (as_labelled, as_unlabelled):
         with pytest.raises(ValueError, match=words): read(pd.DataFrame(dict(path=files, label=[*map(label, files)], **kw)))
@@ -260,6 +289,12 @@ def test_dict_of_splits(files):
     assert [len(o) for o in ds.splits.values()] == [4, 2, 2] and ds.items.shape == (8, 8, 8) and len(as_unlabelled(dict(train=x, test=x))[0]) == 4
     ds = as_labelled(dict(train=Hub(files), test=Hub(files[:2])))
     assert [len(o) for o in ds.splits.values()] == [8, 2] and ds.vocab == ['a', 'b']
+
+def test_splits_of_a_pair(files):
+    df = pd.DataFrame(dict(path=files, split=['train', 'test']*4))
+    assert {k: len(v) for k, v in as_labelled((df, [*map(label, files)])).splits.items()} == dict(train=4, test=4)
+    for make in (pretrain_dls, finetune_dls):
+        with pytest.raises(ValueError, match='looks like an image'): make((files[:4], files[4:]), **KW)
 
 def test_list_of_divided_folders(tmp_path):
     dirs = [tree(tmp_path/o, 'train', 'test') for o in ('one', 'two')]
@@ -282,6 +317,8 @@ def test_table_files(tmp_path, name, kw):
 def test_paths_that_begin_elsewhere(tmp_path, monkeypatch):
     df = pd.read_csv(io.StringIO(table(tree(tmp_path/'img'))))
     with pytest.raises(ValueError, match=re.escape(str(Path.cwd()))): as_labelled(df)
+    some = pd.DataFrame(dict(path=[*df.file[:3], 'gone.png'], label=[*df.label]))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path/'img/gone.png'} (no such file)")): finetune_dls(some, path=tmp_path/'img', **KW)
     assert all(right(as_labelled(df, tmp_path/'img'))) and len(pretrain_dls(df, path=tmp_path/'img', valid_pct=0, **KW).train.dataset) == 4
     monkeypatch.setenv('HOME', str(tmp_path))
     assert all(right(as_labelled(df, '~/img'))) and len(as_unlabelled('~/img')[0]) == 4 and len(as_unlabelled(['~/img/a/a0.png'])[0]) == 1
