@@ -10,14 +10,13 @@ __all__ = ['AUGMENTS', 'original_sizes', 'draw_crops', 'resample_weights', 'crop
 
 # %% ../nbs/06_augment.ipynb #d1adb18a
 import math, random
-from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from .datasets import nearest_name
-from .images import as_float, fit_image, from_pil, on_host
+from .images import as_float, check_resize, fit_batch, fit_image, from_pil, on_host
 
 # %% ../nbs/06_augment.ipynb #48c98a2e
 def _rand(shape, x, generator=None, low=0., high=1.):
@@ -70,7 +69,7 @@ def resample_weights(
     d = torch.arange(n_in, device=start.device) + .5 - at[..., None] # (bs, n_out, n_in)
     d = d.abs()/step.clamp(min=1)[:, None, None]
     w = torch.where(d < 1, (1.5*d - 2.5)*d*d + 1, torch.where(d < 2, ((2.5 - .5*d)*d - 4)*d + 2, 0.))
-    return w/w.sum(-1, keepdim=True)
+    return w/w.sum(-1, keepdim=True).clamp(min=1e-6) # far outside there is nothing to weigh
 
 # %% ../nbs/06_augment.ipynb #c6099d17
 def _window(start, length, n_in, n_out):
@@ -126,22 +125,46 @@ def random_resized_crop(
 # %% ../nbs/06_augment.ipynb #922baa4f
 def centre_boxes(
     x: torch.Tensor, # (bs,C,H,W)
-    size: tuple[int, int], # (height, width) of the result; only their ratio matters
+    size: tuple[int, int], # (height, width) of the result
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
+    resize: str = 'crop', # 'crop', 'pad' (the box reaches beyond the image) or 'squish'
 ) -> torch.Tensor: # (bs,4): top, left, height, width in pixels of the original
-    "The largest box in the middle of each image that has the shape of `size`"
+    "The box in the middle of each image that has the shape of `size`, or the whole image"
+    check_resize(resize)
     H, W = original_sizes(x, hw)
-    h, w = torch.minimum(H, W*(size[0]/size[1])), torch.minimum(W, H*(size[1]/size[0]))
+    if resize == 'pad': return torch.stack(_around(H, W, size), 1)
+    h, w = (H, W) if resize == 'squish' else (torch.minimum(H, W*(size[0]/size[1])), torch.minimum(W, H*(size[1]/size[0])))
     return torch.stack([(H-h)/2, (W-w)/2, h, w], 1)
 
+def _around(H, W, size):
+    "The smallest box around images that is filled by whole pixels of the result, as timm pads: top, left, height, width"
+    down = torch.maximum(H/size[0], W/size[1]) # pixels of the original for each of the result
+    (t, h), (l, w) = ((-((n - k)/2).floor()*o/k, n*o/k) for o, n in zip((H, W), size) for k in [(o/down).round().clamp(min=1)])
+    return t, l, h, w
+
+# %% ../nbs/06_augment.ipynb #11c5f74d
+def _fill_outside(y, boxes, x, hw, fill):
+    "Pixels of crops `y` that lie outside their originals, in one colour"
+    inside = []
+    for k, (n, o) in enumerate(zip(y.shape[-2:], original_sizes(x, hw))):
+        at = boxes[:, k, None] + (torch.arange(n, device=y.device) + .5)*boxes[:, k+2, None]/n # (bs, n)
+        inside.append((at > 0) & (at < o[:, None]))
+    colour = torch.as_tensor([.5] if fill is None else fill, dtype=y.dtype).to(y.device).view(1, -1, 1, 1)
+    return torch.where((inside[0][:, :, None] & inside[1][:, None])[:, None], y, colour)
+
+# %% ../nbs/06_augment.ipynb #39a3bafe
 def centre_crop(
     x: torch.Tensor, # (bs,C,H,W) uint8, or floats in [0,1]
     size: tuple[int, int], # (height, width) of the result
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
+    resize: str = 'crop', # 'crop', 'pad' or 'squish'
+    fill: tuple | torch.Tensor | None = None, # (C,) colour of the padding, 0-1; None: grey
 ) -> torch.Tensor: # (bs,C,*size), floats in [0,1]
-    "The middle of each image, resized"
+    "The middle of each image, or all of it, resized"
     if hw is None and x.shape[-2:] == tuple(size): return as_float(x) if x.dtype == torch.uint8 else x
-    return crop_resize(x, centre_boxes(x, size, hw), size, hw)
+    boxes = centre_boxes(x, size, hw, resize)
+    if resize != 'pad': return crop_resize(x, boxes, size, hw)
+    return _fill_outside(crop_resize(as_float(x), boxes, size, hw), boxes, x, hw, fill)
 
 # %% ../nbs/06_augment.ipynb #16daa2b0
 def random_flip(
@@ -237,8 +260,19 @@ def _recipe_args(recipe, c):
     if recipe not in AUGMENTS:
         raise ValueError(f"no recipe {recipe!r}: {nearest_name(recipe, AUGMENTS)}, None, or a function of a Pillow image")
     if c not in (1, 3) and 'auto_augment' in AUGMENTS[recipe]:
-        raise ValueError(f"recipe {recipe!r} is for grey and RGB images; these have {c} channels: take 'light' or None")
+        raise ValueError(f"recipe {recipe!r} is for grey and RGB images; these have {c} channels: take 'light', 'crop' or None")
     return dict(AUGMENTS[recipe])
+
+# %% ../nbs/06_augment.ipynb #3834b38e
+def posterize(img, bits_to_keep, **kwargs):
+    "timm's operation, which may be asked for 0 bits: that is black"
+    return auto_augment.posterize(img, bits_to_keep, **kwargs) if bits_to_keep > 0 else img.point([0]*256*len(img.getbands()))
+
+def _mend(transforms):
+    "RandAugment with that operation"
+    for t in transforms:
+        for op in getattr(t, 'ops', ()):
+            if op.aug_fn is auto_augment.posterize: op.aug_fn = posterize
 
 # %% ../nbs/06_augment.ipynb #95e89953
 class Augment:
@@ -248,15 +282,19 @@ class Augment:
         size: tuple[int, int], # (H, W)
         stats: tuple, # (mean, std)
     ):
-        self.size, self.erase, c = size, None, len(stats[0])
+        self.recipe, self.size, self.stats, self.erase, c = recipe, size, stats, None, len(stats[0])
         if isinstance(recipe, str):
-            kw = _recipe_args(recipe, c)
+            kw, (mean, std) = _recipe_args(recipe, c), (tuple(map(float, o)) for o in stats)
             if re_prob := kw.pop('re_prob', 0): self.erase = RandomErasing(re_prob, mode='pixel', device='cpu')
             self.fs = create_transform((c, *size), is_training=True, color_jitter=None, interpolation='bicubic',
-                                       mean=tuple(stats[0].tolist()), std=tuple(stats[1].tolist()),
-                                       separate=True, **kw)[:2]
-        elif callable(recipe): self.fs = (recipe, partial(fit_image, size=size))
-        else: raise ValueError(f"recipe={recipe!r}: a name, None, or a function of a Pillow image")
+                                       mean=mean, std=std, separate=True, **kw)[:2]
+            _mend(self.fs[1].transforms)
+        elif not callable(recipe): raise ValueError(f"recipe={recipe!r}: a name, None, or a function of a Pillow image")
+        elif c not in (1, 3): raise ValueError(f"a function of a Pillow image is for grey and RGB; these have {c} channels: take 'light', 'crop' or None")
+        else: self.fs = (recipe, self.fit)
+    def fit(self, o):
+        "What a function gave, in the right size"
+        return fit_image(o, self.size) if not isinstance(o, torch.Tensor) else fit_batch(o[None], self.size)[0]
     def __call__(self, img):
         for f in self.fs: img = f(img)
         return img if isinstance(img, torch.Tensor) else torch.from_numpy(np.array(from_pil(img)))

@@ -46,7 +46,7 @@ def decoded(monkeypatch):
 
 def test_second_run_decodes_nothing(photos, cache, decoded):
     dls, x, said = run(photos, valid_pct=.25)
-    assert len(decoded) == N and '12 images of 24 x 24 px' in said and 'decoded in' in said
+    assert len(decoded) == N and '12 images of 40 x 60 px' in said and 'decoded in' in said
     again, y, said = run(photos, valid_pct=.25)
     assert len(decoded) == N and 'reused' in said and said.count('\n') == 1
     assert torch.equal(x, y) and torch.equal(x.hw, y.hw) and x.hw.tolist() == [[40, 60]]*9

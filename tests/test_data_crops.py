@@ -91,7 +91,7 @@ def test_features_are_of_the_middle(photos):
     a, _ = features(learn, dls.train)
     files = image_files(photos)
     b, _ = features(learn, finetune_dls((files, [0, 1]*2), size=(64, 96), recipe=None, valid_pct=0, stats=dls.stats, device='cpu').train)
-    assert a.shape == (4, 16) and (a - b).abs().mean() < .05*a.std()
+    assert a.shape == (4, 16) and (a - b).abs().mean() < .08*a.std() # the middle of one is half a pixel beside the other's
 
 
 class Spy(Callback):
