@@ -14,9 +14,9 @@ TINY = dict(embed_dim=16, depth=2, num_heads=2)
 @contextmanager
 def refused(*words, under=5):
     "A `ValueError` with all these words, and in time"
-    t = time.perf_counter()
+    t = time.process_time()   # others may be using the machine
     with pytest.raises(ValueError) as e: yield
-    assert time.perf_counter() - t < under
+    assert time.process_time() - t < under
     text = str(e.value)
     assert not [w for w in words if str(w) not in text], text
 
