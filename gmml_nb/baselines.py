@@ -69,8 +69,6 @@ def check_tokens(
     if enc.vit.pos_embed is None:
         raise ValueError(f'{enc.arch!r} has no absolute position embedding, and a hidden patch is known by its place '
                          'alone: choose an architecture with one, such as vit_small_patch16_224')
-    if not isinstance(enc.vit.patch_drop, nn.Identity):
-        raise ValueError(f'patch_drop_rate={enc.vit.patch_drop.prob}: leave it out, the method itself hides patches')
 
 # %% ../nbs/80_baselines.ipynb #9b1be134
 def embed_tokens(

@@ -9,15 +9,15 @@ __all__ = ['RATES', 'rng_state', 'set_rng_state', 'own_rng', 'run_state', 'load_
            'read_plain', 'Checkpoint', 'what_ran', 'fit_run']
 
 # %% ../nbs/45_checkpoint.ipynb #1067de37
-import hashlib, json, math, os, random, shutil, signal, threading, time, warnings
+import hashlib, json, math, os, random, re, shutil, signal, threading, time, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed as dist
-from fastcore.all import listify, noop, patch
-from fastai.callback.core import Callback, CancelEpochException
+from fastcore.all import L, listify, noop, patch
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 
@@ -74,7 +74,7 @@ def run_state(
     return dict(opt=learn.opt.state_dict(), scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else {},
         train_iter=learn.train_iter, pct_train=learn.pct_train, smooth=(plain(rec.smooth_loss.val), rec.smooth_loss.count),
         losses=plain(torch.stack(rec.losses)) if rec.losses else None, lrs=torch.tensor(rec.lrs, dtype=torch.float64), iters=rec.iters,
-        values=[list(v) for v in rec.values], hps={k: torch.tensor(v, dtype=torch.float64) for k,v in hps.items()})
+        values=[list(v) for v in rec.values], names=list(rec.metric_names), hps={k: torch.tensor(v, dtype=torch.float64) for k,v in hps.items()})
 
 # %% ../nbs/45_checkpoint.ipynb #0f827d5c
 def load_run_state(
@@ -83,11 +83,12 @@ def load_run_state(
 ):
     "Take over what `run_state` has kept"
     rec = learn.recorder
-    learn.opt.load_state_dict(state['opt'])
+    if state['opt']: learn.opt.load_state_dict(state['opt'])   # a finished run needs none
     if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
     rec.smooth_loss.val,rec.smooth_loss.count = state['smooth']
     rec.losses = [] if state['losses'] is None else list(state['losses'].cpu())
     rec.lrs,rec.iters,rec.values = state['lrs'].tolist(),state['iters'],state['values']
+    rec.metric_names = L(state['names'])
     learn.train_iter = state['train_iter']
 
 # %% ../nbs/45_checkpoint.ipynb #ad6d69d5
@@ -140,12 +141,85 @@ def read_plain(
         raise ValueError(f'{file} is not what a run writes ({type(e).__name__}), and unpickling it could run any program: '
                          f'remove {file.parent}, or give `trust=True` if you have written it yourself') from e
 
+# %% ../nbs/45_checkpoint.ipynb #286325d6
+def tensor_bytes(
+    t, # Tensor or array
+):     # Its bytes, in order
+    "The bytes of a tensor, wherever it is"
+    if isinstance(t, np.ndarray): return np.ascontiguousarray(t).tobytes()
+    return t.detach().as_subclass(torch.Tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+def weights_hash(
+    model,  # Any module
+) -> str:   # 12 hexadecimal digits
+    "Checksum of all weights and buffers, by name"
+    h = hashlib.sha256()
+    for k,v in get_model(model).state_dict().items(): h.update(k.encode()), h.update(tensor_bytes(v))
+    return h.hexdigest()[:12]
+
+# %% ../nbs/45_checkpoint.ipynb #da389482
+def image_bytes(
+    ds, # A data set: ours, or one of fastai's
+):      # Pieces of text or bytes
+    "What tells the images of a set apart, and their labels"
+    if isinstance(getattr(ds, 'all', None), torch.Tensor) and not getattr(ds, 'normed', False):   # not a second copy of all
+        for i in range(0, len(ds), 1024): yield tensor_bytes(ds.batch(range(i, min(i + 1024, len(ds))))[0])
+        return
+    items = getattr(ds, 'items', None)
+    if hasattr(items, 'to_csv'): items = items.to_csv()
+    if isinstance(items, (str, torch.Tensor, np.ndarray)): items = [items]
+    files = [os.path.abspath(o) for o in listify(items) if isinstance(o, (str, Path)) and len(str(o)) < 4096]
+    base = os.path.commonpath([os.path.dirname(o) for o in files]) if files else ''
+    for f in files: yield f'{f[len(base):]} {os.path.getsize(f) if os.path.exists(f) else ""}'
+    for o in listify(items):
+        if isinstance(o, (torch.Tensor, np.ndarray)) and getattr(o, 'dtype', None) != object: yield tensor_bytes(o)
+        elif hasattr(o, 'tobytes'): yield o.tobytes()
+    if getattr(ds, 'labels', None) is not None: yield tensor_bytes(ds.labels)
+
+def images_hash(
+    ds, # A data set
+) -> str:
+    "How many images, and a checksum of what tells them apart"
+    h = hashlib.sha256()
+    for o in image_bytes(ds): h.update(o.encode() if isinstance(o, str) else o)
+    return f'{len(ds)} images, {h.hexdigest()[:12]}'
+
+# %% ../nbs/45_checkpoint.ipynb #51106f9b
+def plain_text(
+    o, # Anything
+) -> str:
+    "How Python shows it, without places in memory"
+    return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(o))
+
+def data_facts(
+    dls, # DataLoaders
+) -> dict: # JSON values
+    "Images, labels and what is done to them"
+    ds,dl = dls.train.dataset,dls.train
+    keep = {k: getattr(dls, k, None) for k in ('size', 'in_chans', 'depth', 'resize', 'crop_pct')}
+    aug,stats = getattr(ds, 'augment', None),getattr(dls, 'stats', None)
+    how = plain_text([{k: vars(v) if k == 'erase' and v else v for k,v in vars(aug).items()} if hasattr(aug, '__dict__') else aug,
+                      getattr(dl, 'after_item', None), getattr(dl, 'after_batch', None), getattr(ds, 'store', None)])
+    return dict(keep, bs=dls.bs, order=getattr(dl, 'seed', None), train_images=images_hash(ds),
+        held_out_images=images_hash(dls.valid.dataset) if len(dls.loaders) > 1 else None,
+        vocab=list(map(str, dls.vocab)) if getattr(dls, 'vocab', None) is not None else None,
+        stats=None if stats is None else [torch.as_tensor(o).tolist() for o in stats], augmentation=hashlib.sha256(how.encode()).hexdigest()[:12])
+
+def loss_fact(
+    f, # A loss function
+) -> str:
+    "The name of a loss, its numbers, and a checksum of its weights"
+    f = getattr(f, 'func', f) if not isinstance(f, torch.nn.Module) else f
+    if not isinstance(f, torch.nn.Module): return plain_text(f)
+    own = {k: v for k,v in vars(f).items() if isinstance(v, (int, float, str)) and k != 'training'}
+    return f'{plain_text(f)} {own} {weights_hash(f) if f.state_dict() else ""}'.strip()
+
 # %% ../nbs/45_checkpoint.ipynb #944f9182
 class Checkpoint(Callback):
     "Save all that a run consists of, and go on from there when the same run starts again"
     order = Recorder.order + 1
     def __init__(self,
-        folder,           # Where checkpoints are kept, each in a folder of its own
+        folder,           # Where checkpoints are kept, each in a folder of its own; `~` is the home folder
         minutes:float=5,  # Save when so long has passed
         steps:int=None,   # Save every so many steps; None: by time alone
         keep:int=2,       # How many are kept
@@ -154,11 +228,27 @@ class Checkpoint(Callback):
     ):
         for k,v in dict(minutes=minutes, steps=steps, keep=keep).items():
             if v is not None and v <= 0: raise ValueError(f'{k}={v!r}: give a number above 0')
-        self.folder,self.minutes,self.steps,self.keep,self.trust = Path(folder),minutes,steps,keep,trust
-        self.config,self.last,self.asked = config or {},None,None
+        self.folder,self.minutes,self.steps,self.keep,self.trust = Path(folder).expanduser(),minutes,steps,keep,trust
+        self.config,self.facts,self.last,self.asked = config or {},None,None,None
+        self.done,self.ready = False,False   # had the run finished before it was called? has this been looked at?
 
-    @property
-    def facts(self): return json.loads(json.dumps(dict(self.config, processes=max(1, num_distrib()))))
+# %% ../nbs/45_checkpoint.ipynb #64199b1d
+@patch
+def take_facts(self:Checkpoint,
+    n_epoch:int, # Length of the run
+):
+    "Note what makes the run that is about to start: `facts`"
+    learn,now = self.learn,weights_hash(self.learn.model)
+    start,end = getattr(learn, 'begun', {}).get(str(self.folder.absolute()), (None, None))
+    own = dict(start_weights=start if end == now else now, n_epoch=n_epoch, loss_func=loss_fact(learn.loss_func), processes=max(1, num_distrib()),
+               precision=getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'fp32'))
+    self.facts = json.loads(json.dumps({**data_facts(learn.dls), **self.config, **own}, default=str))
+
+@patch
+def remember(self:Checkpoint):
+    "This learner may go on where it stopped, although its weights are no longer those that it started from"
+    if self.facts is None: return
+    self.learn.begun = {**getattr(self.learn, 'begun', {}), str(self.folder.absolute()): (self.facts['start_weights'], weights_hash(self.learn.model))}
 
 # %% ../nbs/45_checkpoint.ipynb #69bc71b2
 @patch(as_prop=True)
@@ -166,12 +256,20 @@ def found(self:Checkpoint) -> list: # Folders, the latest first
     "The checkpoints that are there"
     return sorted(self.folder.glob('epoch_*_batch_*'), reverse=True)
 
+@patch(as_prop=True)
+def finished(self:Checkpoint) -> Path:
+    "What is kept of a run that has come to its end"
+    return self.folder/'finished'
+
 @patch
 def before_fit(self:Checkpoint):
     "Go on from the latest whole checkpoint, if there is one"
     self.start,self.restored,self.saved,self.saved_iter,self.between = (0,0),None,time.monotonic(),0,True
     self.active = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-    if self.active: self.restore()
+    if not self.active: return
+    if not self.ready and self.is_over(self.n_epoch): raise CancelFitException
+    self.ready = False
+    self.restore()
 
 # %% ../nbs/45_checkpoint.ipynb #2f41826f
 @patch
@@ -253,54 +351,127 @@ def gathered_rngs(self:Checkpoint) -> list: # From `rng_state`; empty but on the
 def _name(place): return 'epoch_{:05}_batch_{:06}'.format(*place)   # epochs that are done, batches of the next; then the loader's epoch
 
 @patch
-def save(self:Checkpoint):
+def save(self:Checkpoint,
+    finished:bool=False, # Is the run over? Then this takes the place of all checkpoints
+):
     "Write a checkpoint and drop the oldest; a failure to write is a warning"
     rngs,self.saved,self.saved_iter = self.gathered_rngs(),time.monotonic(),self.train_iter
     if rank_distrib(): return
-    model = get_model(self.model).state_dict()
+    model,state = get_model(self.model).state_dict(),dict(run_state(self.learn), dl_epoch=self.place[2])
     if not all(v.isfinite().all() for v in model.values()): return
-    new = self.folder/_name(self.place)
-    try: write_whole(new, model, dict(run_state(self.learn), dl_epoch=self.place[2]), rngs, self.facts)
+    if finished: state['opt'] = None
+    new = self.finished if finished else self.folder/_name(self.place)
+    try: write_whole(new, model, state, rngs, self.facts)
     except Exception as e:   # OSError, and what torch and safetensors make of it
         keeps = f'the last checkpoint is {self.last}' if self.last else 'there is no checkpoint yet'
         return warnings.warn(f'cannot save {new}: {e}. Training goes on; {keeps}')
     self.last = new
-    for old in self.found[self.keep:]: shutil.rmtree(old, ignore_errors=True)
+    for old in self.found[0 if finished else self.keep:]: shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/45_checkpoint.ipynb #d53a6d56
 @patch
-def restore(self:Checkpoint):
-    "Load the latest whole checkpoint; a `ValueError` where none is whole or where it is of another run"
-    found = self.found
-    for o in found:
-        if not (wrong := damage(o)): break
-        if not rank_distrib(): print(f'{o} is damaged ({wrong})')
-    else:
-        if found: raise ValueError(f'no checkpoint in {self.folder} is whole. Remove the folder to start anew, or choose another')
-        return
-    self.check_same(o)
-    state,rng = read_plain(o/'state.pt', self.dls.device, self.trust),read_plain(o/'rng.pt', 'cpu', self.trust)[rank_distrib()]
-    get_model(self.model).load_state_dict(load_file(o/'model.safetensors'))
+def load(self:Checkpoint,
+    folder, # Of one checkpoint
+) -> dict:  # From `run_state`, with the generators of this process as `rng`
+    "Take weights, log and the optimiser's memory from a checkpoint"
+    state,rngs = read_plain(folder/'state.pt', self.dls.device, self.trust),read_plain(folder/'rng.pt', 'cpu', self.trust)
+    get_model(self.model).load_state_dict(self.weights(folder))
     load_run_state(self.learn, state)
-    self.restored,self.last,self.saved_iter = dict(state, rng=rng),o,self.train_iter
+    return dict(state, rng=rngs[rank_distrib()])
+
+@patch
+def latest(self:Checkpoint) -> Path: # None where there is none
+    "The latest whole checkpoint; a `ValueError` where none is whole"
+    for o in self.found:
+        if not (wrong := damage(o)): return o
+        if not rank_distrib(): print(f'{o} is damaged ({wrong})')
+    if self.found: raise ValueError(f'no checkpoint in {self.folder} is whole. Remove the folder to start anew, or choose another')
+
+@patch
+def restore(self:Checkpoint):
+    "Go on from the checkpoint that was found"
+    if not (o := self.source): return
+    state = self.load(o)
+    self.restored,self.last,self.saved_iter = state,o,self.train_iter
     self.start = tuple(int(n) for n in o.name.split('_')[1::2])
     self.dls.train.epoch = state['dl_epoch'] - (self.start[1] > 0)        # it counts on when the epoch begins
     if not rank_distrib(): print(f'going on from {o}: step {self.train_iter:,} of {self.n_epoch*len(self.dls.train):,}')
 
 # %% ../nbs/45_checkpoint.ipynb #e342ad92
-RATES = ('lr', 'lr_start', 'lr_end', 'wd', 'wd_end', 'clip')   # what may change between a checkpoint and what goes on from it
+RATES = ('lr', 'lr_start', 'lr_end', 'wd', 'wd_end', 'clip', 'precision')   # what may change between a checkpoint and what goes on from it
 
 @patch
 def check_same(self:Checkpoint,
     folder, # Of one checkpoint
 ):
     "Raise a `ValueError` when `folder` is of another run, naming what differs"
-    old,new = json.loads((folder/'config.json').read_text()),self.facts
-    diff = {k: f'{k} was {old.get(k)!r} and is {v!r}' for k,v in new.items() if old.get(k) != v}
-    rates = [v for k,v in diff.items() if k in RATES]
-    other = [v for k,v in diff.items() if k not in RATES]
-    if other: raise ValueError(f'{folder} is of another run: {", ".join(other)}. Choose another checkpoint folder, or set them back')
-    if rates and not rank_distrib(): print(f'from here on, {", ".join(rates)}')
+    old,new,over = json.loads((folder/'config.json').read_text()),self.facts,folder == self.finished
+    diff = {k: f'{k} was {old.get(k)!r} and is {new.get(k)!r}' for k in {**old, **new} if k not in ('changed', 'weights_in') and old.get(k) != new.get(k)}
+    rates = [k for k in diff if k in RATES and not over]
+    other = ', '.join(v for k,v in diff.items() if k not in rates)
+    if other and over: raise ValueError(f'{self.folder} is of another run, which has finished: {other}. Choose another checkpoint folder, or delete {self.folder} to train anew')
+    if other: raise ValueError(f'{folder} is of another run: {other}. Choose another checkpoint folder, or set them back')
+    changed = old.get('changed', []) + ([{'step': self.step_of(folder), **{k: old.get(k) for k in rates}}] if rates else [])
+    if changed: self.facts['changed'] = changed
+    if rates and not rank_distrib(): print(f'from here on, {", ".join(diff[k] for k in rates)}')
+
+@patch
+def step_of(self:Checkpoint, folder):
+    "The step at which a checkpoint was written"
+    return read_plain(folder/'state.pt', 'cpu', self.trust)['train_iter']
+
+# %% ../nbs/45_checkpoint.ipynb #9862069b
+@patch
+def hand_over(self:Checkpoint,
+    folder, # Holds `model.safetensors` with the weights, or most of them
+):
+    "Of a finished run, keep what `folder` does not have"
+    if rank_distrib() or not self.finished.is_dir(): return
+    own,file = self.weights(self.finished),Path(folder)/'model.safetensors'
+    there,config = load_file(file),json.loads((self.finished/'config.json').read_text())
+    names = {k: n for k,v in own.items() for n in there if f'.{k}'.endswith(f'.{n}') and v.shape == there[n].shape and torch.equal(v, there[n])}
+    config['weights_in'] = dict(folder=os.path.relpath(folder, self.finished), sha256=sha256(file), names=names)
+    rest = {k: v for k,v in own.items() if k not in names}
+    state,rngs = (read_plain(self.finished/f, 'cpu', self.trust) for f in ('state.pt', 'rng.pt'))
+    write_whole(self.finished, rest, state, rngs, config)
+
+@patch
+def weights(self:Checkpoint,
+    folder, # Of one checkpoint
+) -> dict:  # Tensors by name
+    "The weights of a checkpoint, also where they were handed over"
+    w,at = load_file(folder/'model.safetensors'),json.loads((folder/'config.json').read_text()).get('weights_in')
+    if not at: return w
+    file = Path(os.path.normpath(folder/at['folder']))/'model.safetensors'
+    if not file.is_file() or sha256(file) != at['sha256']:
+        raise ValueError(f'the run of {self.folder} has finished and its weights went to {file}, which is {"another file now" if file.is_file() else "gone"}: '
+                         f'put it back, or delete {self.folder} to train anew')
+    there = load_file(file)
+    return {**w, **{k: there[n] for k,n in at['names'].items()}}
+
+# %% ../nbs/45_checkpoint.ipynb #37d8926f
+@patch
+def is_over(self:Checkpoint,
+    n_epoch:int, # Length of the run
+) -> bool:
+    "Look at what is there, before anything trains: True where this run has finished; a `ValueError` where the folder is of another one"
+    self.last,self.source,self.done,self.ready = None,None,self.finished.is_dir(),True
+    self.take_facts(n_epoch)
+    if not self.done: self.source = self.latest()
+    elif wrong := damage(self.finished): raise ValueError(f'{self.finished} is damaged ({wrong}): delete {self.folder} to train anew')
+    if self.done or self.source: self.check_same(self.finished if self.done else self.source)
+    if self.done: self.bring_back()
+    return self.done
+
+@patch
+def bring_back(self:Checkpoint):
+    "Give the learner what its run had come to"
+    state,self.last = self.load(self.finished),self.finished
+    self.dls.train.epoch = state['dl_epoch']
+    if state['hps']: self.recorder.hps = {k: v.tolist() for k,v in state['hps'].items()}
+    for k,cb in _stateful(self.learn).items():
+        if k in state['rng']['cbs']: cb.load_state_dict(state['rng']['cbs'][k])
+    if not rank_distrib(): print(f'{self.folder}: this run has finished, nothing is trained')
 
 # %% ../nbs/45_checkpoint.ipynb #a3709670
 @patch
@@ -372,12 +543,17 @@ def fit_run(
     seed:int,         # Of the generators
     cbs=None,         # fastai callbacks
     checkpoint=None,  # A `Checkpoint`, or a folder for one; None: nothing is saved
-    config:dict=None, # What a run must share with one that it goes on from
+    config:dict=None, # What a run must share with one that it goes on from, beside images, loss and first weights
 ):
     "`Learner.fit` with generators of its own, which can be killed; `learn.ran` says what came of it"
     ck = Checkpoint(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     if ck: ck.config = config or {}
     with own_rng(seed), learn.added_cbs([*listify(cbs), *listify(ck)]):   # still there when an error is to be saved from
         try:
+            if ck and ck.is_over(n_epoch): return
             with ck.watching() if ck else nullcontext(): learn.fit(n_epoch)
-        finally: learn.ran = what_ran(learn)
+            if ck: ck.save(finished=True)
+        finally:
+            learn.ran = what_ran(learn)
+            if ck and (ck.facts or {}).get('changed'): learn.ran['changed'] = ck.facts['changed']
+            if ck: ck.remember()

@@ -1,4 +1,4 @@
-"""Names and their nearest: what every chapter borrows
+"""Names and their nearest, numbers and their range: what every chapter borrows
 
 Docs: https://gmml-nb.github.io/gmml_nb/core.html.md"""
 
@@ -8,26 +8,61 @@ Docs: https://gmml-nb.github.io/gmml_nb/core.html.md"""
 __all__ = ['known', 'override']
 
 # %% ../nbs/00_core.ipynb #c0de0001
-import difflib
+import difflib, math
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 
 # %% ../nbs/00_core.ipynb #19bdafdf
 def known(
     name:str,  # What was asked for
     names,     # What there is
     what:str,  # What they are called in the message
+    also=None, # Words of others: {word: one of `names`, or a sentence that says what to do}
 ) -> str:      # `name`
     "`name`, or a `ValueError` with the nearest of `names`"
+    names = list(names)
     if name in names: return name
-    near = difflib.get_close_matches(str(name), list(names), 1, .4)
-    hint = f'Did you mean {near[0]!r}? ' if near else ''
+    word = (also or {}).get(name) if isinstance(name, str) else None
+    near = [word] if word in names else difflib.get_close_matches(str(name), names, 1, .4)
+    hint = f'{word}. ' if word and word not in names else f'Did you mean {near[0]!r}? ' if near else ''
     raise ValueError(f'no {what} {name!r}. {hint}There are: {", ".join(names)}')
 
 # %% ../nbs/00_core.ipynb #34af3c13
 def override(
     recipe,      # A frozen dataclass
+    also=None,   # Words of others, as in `known`
     **overrides, # Fields to change
 ):               # A changed copy
     "`recipe` with some fields changed; a field that it does not have is a `ValueError`"
-    for k in overrides: known(k, asdict(recipe), f'field of {type(recipe).__name__}')
+    for k in overrides: known(k, asdict(recipe), f'field of {type(recipe).__name__}', also)
     return replace(recipe, **overrides)
+
+# %% ../nbs/00_core.ipynb #ad1ab4ea
+def number(
+    name:str,         # As it is typed
+    v,                # What was given
+    low=0,            # Smallest
+    high=math.inf,    # Largest
+    open:str='',      # Ends that do not belong to the range: 'low', 'high' or both
+    whole:bool=False, # Whole numbers alone?
+):                    # `v`
+    "`v`, or a `ValueError` with the range of `name`"
+    ok = isinstance(v, Integral if whole else Real) and not isinstance(v, bool) and low <= v <= high and math.isfinite(v)
+    if ok and not (v == low and 'low' in open or v == high and 'high' in open): return v
+    few,most = f' above {low:g}' if 'low' in open else f', {low:g} or more', f', {"below" if "high" in open else "at most"} {high:g}'
+    span = few if high == math.inf else few + most if open else f' from {low:g} to {high:g}'
+    raise ValueError(f'{name}={v!r}: give a {"whole " if whole else ""}number{span}')
+
+# %% ../nbs/00_core.ipynb #43ac66f9
+def numbers(
+    name:str, # As it is typed
+    v,        # What was given
+    n:int,    # How many; a pair has to rise
+    **limits, # Of each, as in `number`
+):            # `v`
+    "`v`, or a `ValueError` unless it is `n` numbers in their range"
+    what = 'a pair (low, high)' if n == 2 else f'{n} numbers'
+    if not isinstance(v, (tuple, list)) or len(v) != n: raise ValueError(f'{name}={v!r}: give {what}')
+    for o in v: number(name, o, **limits)
+    if n == 2 and v[0] > v[1]: raise ValueError(f'{name}={v!r}: give {what}, the smaller number first')
+    return v

@@ -47,7 +47,7 @@ def authors_span(
     "Spans with the statistics of the authors' code: they start inside the image and are cut at its end"
     px = cells*align
     start = ((u[...,1]*(px-align)).floor() / align).floor()
-    length = align + (u[...,0] * max(1, int(max_side*px+1e-6)-align+1)).floor()
+    length = align + (u[...,0] * max(1, int(max_side*px+1e-6)-align)).floor()
     length = torch.minimum(length, px-start*align)
     return start, start + (length/align).round()
 

@@ -109,9 +109,10 @@ def new_empty(self: ImageSet):
 # %% ../nbs/00_data.ipynb #d10fab26
 class ImageDL(DistributedDL):
     "Batches of an `ImageSet`, in an order fixed by seed and epoch; of several processes, each gets its own share"
-    def __init__(self, dataset, bs=64, shuffle=False, drop_last=False, num_workers=0, seed=42, shard=True, **kwargs):
+    def __init__(self, dataset, bs=64, shuffle=False, drop_last=False, num_workers=0, seed=42, shard=None, **kwargs):
         TfmdDL.__init__(self, dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers, **kwargs)
-        self.seed, self.epoch, self.shard, self.i = seed, -1, shard, 0
+        self.seed, self.epoch, self.i = seed, -1, 0
+        self.shard = shuffle if shard is None else shard # what is not shuffled is measured: by every process, in full
         # fastai's loop runs in this process
         self.workers, self.fake_l.num_workers, self.pool = self.fake_l.num_workers, 0, None
         self.skip = 0 # batches to leave out of the coming epoch: `Checkpoint` goes on in the middle of one
@@ -180,7 +181,7 @@ def one_batch(self: ImageDL):
 def new(self: ImageDL, dataset=None, cls=None, **kwargs):
     "A loader like this one, with other data or settings"
     kw = dict(dataset=self.dataset if dataset is None else dataset, bs=self.bs, shuffle=self.shuffle,
-              drop_last=self.drop_last, num_workers=self.workers, seed=self.seed, shard=self.shard,
+              drop_last=self.drop_last, num_workers=self.workers, seed=self.seed,
               device=self.device, after_batch=self.after_batch)
     # fastai's slips
     return (cls or type(self))(**{**kw, **{k: v for k, v in kwargs.items() if k not in ('shuffled', 'process')}})

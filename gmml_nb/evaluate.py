@@ -10,7 +10,7 @@ __all__ = ['KNN_LARGE', 'PROBE_LARGE', 'interval', 'as_vit', 'eval_mode', 'own_s
            'TrackFeatures', 'history', 'Enough', 'long_enough', 'plot_progress']
 
 # %% ../nbs/65_evaluate.ipynb #1de7a69b
-import json, math
+import math
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -26,13 +26,15 @@ from torch import nn
 from timm.models.vision_transformer import VisionTransformer
 from fastcore.all import L, patch
 from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import default_device, get_model
 from .augment import own_seeds
 from .data import ImageDL, in_the_middle
 from .vit import check_blocks
-from .core import known
-from .weights import load_encoder
+from .core import known, number
+from .weights import load_encoder, prepared
 
 # %% ../nbs/65_evaluate.ipynb #83bcb6ca
 def interval(
@@ -87,14 +89,17 @@ def own_stats(
     encoder, # As in `features`
 ):           # (mean, std) of each channel, 0-1; None where they are not known
     "Statistics that an encoder's images were normalised with"
-    if isinstance(encoder, Learner):
-        return encoder.gmml.stats if hasattr(encoder, 'gmml') else getattr(encoder.dls, 'stats', None)
-    if isinstance(encoder, (str, Path)):
-        f = Path(encoder)/'config.json'
-        if f.is_file(): cfg = json.loads(f.read_text())['pretrained_cfg']
-        elif timm.is_model(str(encoder)): cfg = timm.get_pretrained_cfg(str(encoder)).to_dict()
-        else: return None   # `as_vit` says what is wrong
-        return cfg['mean'], cfg['std']
+    return prepared(encoder)['stats'] if isinstance(encoder, (str, Path, Learner)) else None
+
+# %% ../nbs/65_evaluate.ipynb #e4b32f98
+def check_loader(
+    dl, # What was given for a loader
+):
+    "Raise a `ValueError` unless it is one loader"
+    if isinstance(dl, DataLoaders): raise ValueError('these are several loaders: give one of them, such as dls.train or dls.valid')
+    if not isinstance(dl, DataLoader):
+        raise ValueError(f'dl is a {type(dl).__name__}{f" ({str(dl)!r})" if isinstance(dl, (str, Path)) else ""}, not a loader: make loaders first and give one of them, '
+                         "pretrain_dls('photos').train or finetune_dls('photos').valid")
 
 # %% ../nbs/65_evaluate.ipynb #e60695eb
 def plain_dl(
@@ -146,6 +151,7 @@ def features(
 ) -> tuple:          # float32 (n, d), and labels (n,) or None; both on the CPU
     "Frozen features of all images of a loader, and their labels; draws no random number that others would miss"
     known(pool, ('mean', 'token'), 'pooling')
+    check_loader(dl)
     if not len(dl): raise ValueError('the loader is empty: take another, or hold images out with valid_pct')
     with own_seeds():
         dl = plain_dl(dl, own_stats(encoder) if stats is None else stats)
@@ -290,7 +296,8 @@ class TrackFeatures(Callback):
         k:int=20,        # Neighbours
         probe:bool=False, # A column for the linear probe, too? It takes longer than neighbours do
     ):
-        if every < 1: raise ValueError(f'every={every}: give a number of epochs, 1 or more')
+        number('every', every, 1, whole=True)
+        if dls is not None and not isinstance(dls, DataLoaders): raise ValueError(f'dls is a {type(dls).__name__}: give loaders, TrackFeatures(finetune_dls(...))')
         self.data,self.every,self.block,self.pool,self.k,self.probe,self.due = dls,every,block,pool,k,probe,False
         with own_seeds(): self.with_labels = dls is not None and len(as_parts(dls.train.one_batch())) > 1
         if self.with_labels and not (len(dls.valid) and k <= len(dls.train.dataset)):

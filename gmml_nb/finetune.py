@@ -9,26 +9,28 @@ __all__ = ['FINETUNE_RECIPES', 'FinetuneRecipe', 'TrainLoss', 'SmoothLabels', 's
            'freeze_blocks', 'check_labelled', 'finetune_learner']
 
 # %% ../nbs/60_finetune.ipynb #9212b8ff
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
-from fastcore.all import patch, store_attr, listify
+from fastcore.all import patch, listify
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixHandler
+from fastai.callback import hook, schedule   # `summary`, `lr_find`
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.learner import CastToTensor, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import TensorBase, get_model, num_distrib
+from fastai.torch_core import get_model, num_distrib, rank_distrib
 from timm.data import Mixup
 from timm.optim import param_groups_layer_decay
-from .core import known, override
+from .core import known, number, override
 from .checkpoint import fit_run
-from .weights import load_encoder
+from .weights import image_stats, load_encoder, prepared
 from .pretrain import StopOnNonFinite, check_epochs, warmup_cosine
 
 # %% ../nbs/60_finetune.ipynb #c8542a93
@@ -47,23 +49,114 @@ class FinetuneRecipe:
     smoothing: float = .1      # label smoothing
     layer_decay: float = 1.    # factor of the learning rate from one block to the one below; 1: the same everywhere
     freeze: int = 0            # blocks that do not train, counted from the image; -1: the whole encoder
+    crop_pct: float = 224/256  # share of the side of held-out images that is shown, where training images are cropped at random
+
+    def __post_init__(self):
+        for k in ('lr_start', 'lr_end', 'warmup', 'wd', 'mixup', 'cutmix'): number(k, getattr(self, k))
+        for k in ('drop_path', 'smoothing'): number(k, getattr(self, k), 0, 1, open='high')
+        for k in ('layer_decay', 'crop_pct'): number(k, getattr(self, k), 0, 1, open='low')
+        number('lr', self.lr, open='low'), number('switch', self.switch, 0, 1), number('freeze', self.freeze, -1, whole=True)
 
 # %% ../nbs/60_finetune.ipynb #1d944778
 FINETUNE_RECIPES = dict(deit=FinetuneRecipe())
 
-# %% ../nbs/60_finetune.ipynb #835f7a9b
-class TrainLoss(Callback):
-    "Another loss while training than on held-out images"
-    run_valid = False
-    def __init__(self, loss): self.train_loss = loss
-    def before_train(self): self.old,self.learn.loss_func = self.learn.loss_func,self.train_loss
-    def after_train(self): self.learn.loss_func = self.old
+# %% ../nbs/60_finetune.ipynb #58862dc7
+_MODEL = 'The shape of a model goes into model_args=dict({}=...)'
+FINETUNE_WORDS = dict(learning_rate='lr', max_lr='lr', base_lr='lr', lr_max='lr', min_lr='lr_end', weight_decay='wd', label_smoothing='smoothing', drop_path_rate='drop_path',
+    mixup_alpha='mixup', cutmix_alpha='cutmix', warmup_epochs='warmup', frozen='freeze', freeze_blocks='freeze', lr_decay='layer_decay', llrd='layer_decay',
+    **dict.fromkeys(('epochs', 'n_epoch', 'n_epochs', 'num_epochs'), 'Epochs are said when it trains: fit_finetune(3)'),
+    **dict.fromkeys(('bs', 'batch_size', 'size', 'augment', 'valid_pct', 'labels', 'stats', 'resize'), 'That is for the loaders: give it to finetune_dls'),
+    **dict.fromkeys(('loss', 'criterion', 'weight', 'class_weights'), 'A loss is loss_func=, such as CrossEntropyLossFlat(weight=...)'),
+    **{k: _MODEL.format(k) for k in ('embed_dim', 'depth', 'num_heads', 'patch_size', 'img_size', 'in_chans', 'global_pool', 'class_token', 'dynamic_img_size')})
 
-class SmoothLabels(TrainLoss):
-    "Label smoothing, for training without mixing"
+# %% ../nbs/60_finetune.ipynb #835f7a9b
+class OwnLoss:
+    "A loss that is not fastai's, with what fastai wants of one"
+    y_int,reduction = True,'mean'   # fastai's MixUp asks for the first; `get_preds(with_loss=True)` sets the second to 'none'
+    def __init__(self,
+        func, # Of logits (bs, c) and class numbers (bs,)
+    ): self.func = func
+    def __call__(self, pred, y):
+        if self.reduction != 'none': return self.func(pred, y)
+        return torch.stack([self.func(p[None], t[None]) for p,t in zip(pred, y)])   # one for each image
+    def activation(self, x): return x.softmax(-1)
+    def decodes(self, x): return x.argmax(-1)
+
+def as_loss(f):
+    "A loss as fastai takes it, or a `ValueError`"
+    if not callable(f) or isinstance(f, type):
+        raise ValueError(f'loss_func={f!r}: give a function of logits (bs, classes) and class numbers (bs,), such as CrossEntropyLossFlat(weight=...)')
+    if isinstance(f, nn.NLLLoss) or f is nn.functional.nll_loss: raise ValueError('NLLLoss takes logarithms of probabilities, and the model returns logits: take CrossEntropyLossFlat')
+    if type(f) is nn.CrossEntropyLoss: f = CrossEntropyLossFlat(**{k: getattr(f, k) for k in ('weight', 'ignore_index', 'reduction', 'label_smoothing')})
+    return f if hasattr(f, 'decodes') else OwnLoss(f)
+
+# %% ../nbs/60_finetune.ipynb #f1b7744a
+def ready_loss(
+    loss,     # From `as_loss`
+    n:int,    # Classes
+    device,   # Of the images
+):
+    "Bring a loss to the device and try it once; a `ValueError` where it takes no logits and class numbers, or returns no number"
+    for o in (loss, getattr(loss, 'func', None)):
+        if isinstance(o, nn.Module): o.to(device)
+        kept = o.keywords if isinstance(o, partial) else getattr(o, '__dict__', {})
+        for k,v in list(kept.items()):
+            if isinstance(v, torch.Tensor): kept[k] = v.to(device)
+    name,p,y = getattr(getattr(loss, 'func', loss), '__name__', type(loss).__name__), torch.zeros(2, n, device=device, requires_grad=True), torch.arange(2, device=device) % n
+    try: o = loss(p, y)
+    except Exception as e: raise ValueError(f'loss_func={name} does not take logits (bs, {n}) and class numbers (bs,): {type(e).__name__}: {e}') from e
+    if not isinstance(o, torch.Tensor) or o.numel() != 1 or not o.requires_grad:
+        raise ValueError(f'loss_func={name} returns {"a tensor of shape " + str(tuple(o.shape)) if isinstance(o, torch.Tensor) else repr(o)}: it must be one number that depends on the logits')
+
+# %% ../nbs/60_finetune.ipynb #6273d103
+def weighted_cross_entropy(pred, y, weight, smoothing=0., ignore_index=-100):
+    "Mean of smoothed cross-entropies, an image weighing what its class does"
+    w = weight*(torch.arange(len(weight), device=weight.device) != ignore_index)
+    w = w[y.clamp(min=0)]
+    return (w*nn.functional.cross_entropy(pred, y, reduction='none', label_smoothing=smoothing, ignore_index=ignore_index)).sum()/w.sum()
+
+# %% ../nbs/60_finetune.ipynb #a2cd096e
+class TrainLoss(Callback):
+    "While training, the learner's loss with label smoothing, where it is a cross-entropy without"
+    run_valid,own,mine,aside,said = False,None,None,False,None
     def __init__(self,
         smoothing:float=.1, # Share of the probability that goes to all classes alike, 0-1
-    ): super().__init__(CrossEntropyLossFlat(label_smoothing=smoothing))
+    ): self.smoothing = smoothing
+
+    def smoothed(self, loss):
+        if type(loss) is not CrossEntropyLossFlat or loss.func.label_smoothing or not self.smoothing: return loss
+        f = loss.func
+        if f.weight is not None and f.reduction == 'mean': return partial(weighted_cross_entropy, weight=f.weight, smoothing=self.smoothing, ignore_index=f.ignore_index)
+        return CrossEntropyLossFlat(weight=f.weight, ignore_index=f.ignore_index, reduction=f.reduction, axis=loss.axis, label_smoothing=self.smoothing)
+    def training_loss(self, loss): return self.smoothed(loss)
+
+    def before_train(self):
+        if self.aside: return
+        self.own = self.learn.loss_func
+        self.learn.loss_func = self.training_loss(self.own)
+        self.mine = self.learn.loss_func
+    def put_back(self):
+        if self.mine is not None and self.learn.loss_func is self.mine: self.learn.loss_func = self.own
+        self.own = self.mine = None
+    def before_validate(self): self.put_back()   # also after a run that was interrupted
+    def after_train(self): self.put_back()
+
+# %% ../nbs/60_finetune.ipynb #c4f50e95
+@patch
+def before_fit(self:TrainLoss):
+    "Try the loss; step aside for fastai's mixing; say what is not as the recipe has it"
+    self.put_back()
+    loss,self.aside = self.learn.loss_func,any(isinstance(o, MixHandler) for o in self.learn.cbs)
+    ready_loss(loss, get_model(self.model).num_classes, self.dls.device)
+    say = None
+    if self.aside: say = "fastai's MixUp or CutMix mixes the images: mixup, cutmix and smoothing of the recipe step aside"
+    elif self.smoothing and self.smoothed(loss) is loss: say = f"the loss that was set is used as it is: the recipe's smoothing={self.smoothing} is not added to it"
+    if say and say != self.said and not rank_distrib(): print(say)
+    self.said = say
+
+# %% ../nbs/60_finetune.ipynb #24435288
+class SmoothLabels(TrainLoss):
+    "Label smoothing, for training without mixing"
 
 # %% ../nbs/60_finetune.ipynb #32d52051
 def soft_cross_entropy(
@@ -71,18 +164,18 @@ def soft_cross_entropy(
     target, # Probabilities (bs, c)
 ):          # Scalar
     "Cross-entropy with probabilities as the target"
-    return F.cross_entropy(pred, target)
+    return nn.functional.cross_entropy(pred, target)
 
 # %% ../nbs/60_finetune.ipynb #9527cae7
 class MixupCutmix(TrainLoss):
-    "timm's mixup and cutmix of a batch, with soft targets while training"
-    order = CastToTensor.order + .5
+    "timm's mixup and cutmix of a batch while training"
+    order,soft = CastToTensor.order + .5,True
     def __init__(self,
         n_classes:int,          # Classes
         recipe:FinetuneRecipe,  # Its `mixup`, `cutmix`, `switch` and `smoothing`
         seed:int=42,            # Of the mixing
     ):
-        super().__init__(soft_cross_entropy)
+        super().__init__(recipe.smoothing)
         r = recipe
         self.mix = Mixup(r.mixup, r.cutmix, switch_prob=r.switch, label_smoothing=r.smoothing, num_classes=n_classes)
         self.rng = np.random.RandomState(seed).get_state()
@@ -94,42 +187,71 @@ class MixupCutmix(TrainLoss):
         name,keys,*rest = state['rng']
         self.rng = name,np.array(keys, dtype=np.uint32),*rest
 
-    def before_batch(self):
-        x,y,n = self.x.clone(),self.y,len(self.x)                      # timm mixes in place
-        if n % 2: x,y = torch.cat([x, x[:1]]),torch.cat([y, y[:1]])    # and in pairs
-        old = np.random.get_state()
-        np.random.set_state(self.rng)
-        x,y = self.mix(x, y)
-        self.rng = np.random.get_state()
-        np.random.set_state(old)
-        self.learn.xb,self.learn.yb = (x[:n],),(y[:n],)
+# %% ../nbs/60_finetune.ipynb #f4790a52
+@patch
+def training_loss(self:MixupCutmix, loss):
+    "With soft targets for plain cross-entropy; for others of both classes of a mixed image"
+    f,self.hard = getattr(loss, 'func', None),self.smoothed(loss)
+    self.soft = type(loss) is CrossEntropyLossFlat and f.weight is None and f.reduction == 'mean' and f.ignore_index < 0
+    self.mix.label_smoothing = (f.label_smoothing or self.smoothing) if self.soft else 0.
+    return soft_cross_entropy if self.soft else self.mixed_loss
+
+@patch
+def mixed_loss(self:MixupCutmix, pred, y): return self.lam*self.hard(pred, y) + (1 - self.lam)*self.hard(pred, self.other)
+
+# %% ../nbs/60_finetune.ipynb #f4fcdad7
+@patch
+def before_batch(self:MixupCutmix):
+    if self.aside: return
+    x,y,n = self.x.clone(),self.y,len(self.x)                      # timm mixes in place
+    if n % 2: x,y = torch.cat([x, x[:1]]),torch.cat([y, y[:1]])    # and in pairs
+    old = np.random.get_state()
+    np.random.set_state(self.rng)
+    x,soft = self.mix(x, y)
+    self.rng = np.random.get_state()
+    np.random.set_state(old)
+    self.learn.xb,self.learn.yb = (x[:n],),(soft[:n] if self.soft else y[:n],)
+    if not self.soft: self.lam,self.other = soft.gather(1, y[:,None]).min(),y.flip(0)[:n]   # 1 in all rows: each image met one of its class
 
 # %% ../nbs/60_finetune.ipynb #abe99724
 def depth_groups(
     model:nn.Module,       # timm model
     wd:float=.05,          # Weight decay
     layer_decay:float=1.,  # Factor of the learning rate from one block to the one below
-) -> list:                 # Dicts for the optimiser, from the image to the head, which is the last one
+) -> list:                 # Dicts for the optimiser, from the image to the head, which is the last two
     "Parameter groups by depth, so that `freeze` leaves the head and the rate can fall towards the image"
-    head = list(model.get_classifier().parameters())
-    ids = {id(p) for p in head}
+    head = [p for m in listify(model.get_classifier()) for p in m.parameters()]
+    first = [p for n,p in model.named_parameters() if n == 'reg_token']   # timm's groups would have registers train with the head
+    frozen,ids = [p for p in model.parameters() if not p.requires_grad],{id(p) for p in [*head, *first]}
+    for p in frozen: p.requires_grad_(True)   # timm passes over what does not train
     groups = param_groups_layer_decay(model, wd, model.no_weight_decay(), layer_decay=layer_decay)
+    for p in frozen: p.requires_grad_(False)
     o = [dict(params=[p for p in g['params'] if id(p) not in ids], weight_decay=g['weight_decay'], lr_scale=g['lr_scale']) for g in groups]
+    o[0]['params'] += first
     heads = [dict(params=[p for p in head if (p.ndim > 1) == m], weight_decay=wd*m, lr_scale=1.) for m in (False, True)]
     return [g for g in [*o, *heads] if g['params']]
 
 # %% ../nbs/60_finetune.ipynb #cc778ec0
+def levels(
+    model:nn.Module, # timm model
+) -> list:           # Lists of groups (indices), from the image to the head
+    "Groups of `depth_groups` that are at the same depth: the embedding, each block, the head"
+    scales = [g['lr_scale'] for g in depth_groups(model, 1., .5)]
+    return [[i for i,o in enumerate(scales) if o == s] for s in sorted(set(scales))]
+
+# %% ../nbs/60_finetune.ipynb #bbe7895d
 def freeze_blocks(
     model:nn.Module, # timm `VisionTransformer`
     n:int,           # Blocks from the image on; 0: none, -1: the whole encoder
 ):
     "Stop the first `n` blocks and the embedding from training; -1 leaves the head alone"
-    depth = len(model.blocks)
-    if not -1 <= n <= depth: raise ValueError(f'freeze={n} of {depth} blocks: give 0 to {depth}, or -1 for the whole encoder')
     if not n: return
-    head = {id(p) for p in model.get_classifier().parameters()}
-    late = {id(p) for m in [*model.blocks[n:], model.norm] for p in m.parameters()} if n > 0 else set()
-    for p in model.parameters(): p.requires_grad_(id(p) in head | late)
+    depth = len(getattr(model, 'blocks', ()))
+    if not -1 <= n <= depth: raise ValueError(f'freeze={n} of {depth} blocks: give 0 to {depth}, or -1 for the whole encoder')
+    groups = depth_groups(model)
+    late = {id(p) for i in levels(model)[-1] for p in groups[i]['params']}   # the head
+    if n > 0: late |= {id(p) for m in [*model.blocks[n:], model.norm] for p in m.parameters()}
+    for p in model.parameters(): p.requires_grad_(id(p) in late)
 
 # %% ../nbs/60_finetune.ipynb #7b336c31
 def check_labelled(
@@ -141,6 +263,101 @@ def check_labelled(
     x,y = b
     if x.ndim != 4 or y.ndim != 1: raise ValueError(f'a batch of shapes {tuple(x.shape)} and {tuple(y.shape)}: need images (bs, C, H, W) and one category each')
     return int(dls.c), tuple(x.shape[-2:]), x.shape[1]
+
+# %% ../nbs/60_finetune.ipynb #8a7880ac
+def _in_words(stats): return ', '.join(f'{n} ({" ".join(f"{float(v):.2f}" for v in o)})' for n,o in zip(('mean', 'standard deviation'), stats))
+
+def compare_images(
+    dls:DataLoaders, # Labelled
+    encoder,         # As in `finetune_learner`
+) -> tuple:          # What loaders of ours are to adopt, and what differs: {name: (the loaders', the encoder's, noticeable?)}
+    "How images are prepared by the loaders, and for the encoder"
+    want,now = prepared(encoder),{k: getattr(dls, k, None) for k in ('depth', 'resize')}
+    now['stats'] = stats = image_stats(dls)
+    if want['stats'] is not None and len(want['stats'][0]) != len(stats[0]): want['stats'] = None
+    if want['depth'] and now['depth']: want['depth'] = {**now['depth'], **want['depth']}
+    elif hasattr(dls, 'depth'): want['depth'] = None   # no deep files here, or none there
+    diff = {}
+    if want['stats'] is not None:
+        a,b = (torch.cat([torch.as_tensor(o, dtype=torch.float).flatten().cpu() for o in s]) for s in (stats, want['stats']))
+        if not torch.equal(a, b): diff['stats'] = _in_words(stats),_in_words(want['stats']),(a - b).abs().max() > .02
+    for k in ('depth', 'resize'):
+        if now[k] is not None and want[k] is not None and now[k] != want[k]: diff[k] = now[k],want[k],True
+    return {k: want[k] for k in diff}, diff
+
+# %% ../nbs/60_finetune.ipynb #92c69829
+def adopt_images(
+    dls:DataLoaders,      # Labelled; those of ours are changed
+    encoder,              # As in `finetune_learner`
+    crop_pct:float,       # Of the recipe
+    explicit:bool=False,  # Was it asked for?
+):
+    "Bring loaders to the encoder's way of preparing images, and say what changes or differs"
+    new,diff = compare_images(dls, encoder)
+    given = getattr(dls, 'given', ()) if hasattr(dls, 'adopt') else new   # fastai's loaders are left as they are
+    what = dict(stats='normalisation', depth='depth', resize='resize')
+    for k,(ours,theirs,much) in diff.items():
+        if not much or rank_distrib(): continue
+        if k in given: print(f'{what[k]} of the loaders is kept: {ours}; the encoder was trained with {theirs}')
+        else: print(f"{what[k]} of the encoder is taken: {theirs}; the loaders had {ours}")
+    if not hasattr(dls, 'adopt'): return
+    crops = isinstance(getattr(dls.train.dataset, 'recipe', None), str)   # are the training images cropped at random?
+    if explicit or crops and 'crop_pct' not in given: new['crop_pct'] = crop_pct
+    new = {k: v for k,v in new.items() if k not in given or k == 'crop_pct'}
+    if new: dls.adopt(**new)
+
+# %% ../nbs/60_finetune.ipynb #77e0833b
+class FinetuneLearner(Learner):
+    "A `Learner` whose loss is checked when it is set"
+    @property
+    def loss_func(self): return self._loss_func
+    @loss_func.setter
+    def loss_func(self, f): self._loss_func = as_loss(f)
+
+# %% ../nbs/60_finetune.ipynb #f42b7193
+@patch
+def freeze_to(self:FinetuneLearner,
+    n:int, # First level that trains: 0 is the embedding, then each block, the last is the head; negative ones count from the head
+):
+    "Let the levels from `n` on train, and no others"
+    starts = [o[0] for o in levels(get_model(self.model))]
+    if not -len(starts) <= n < len(starts): raise ValueError(f'freeze_to({n}) of {len(starts)} levels (embedding, {len(starts) - 2} blocks, head): give {-len(starts)} to {len(starts) - 1}')
+    Learner.freeze_to(self, starts[n])
+
+@patch
+def fit(self:FinetuneLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+    "fastai's, with weight decay for what decays"
+    if reset_opt or not self.opt: self.create_opt()
+    wd = self.wd if wd is None else wd
+    if wd is not None: wd = [wd*(g['weight_decay'] > 0) for g in depth_groups(get_model(self.model), 1.)]
+    Learner.fit(self, n_epoch, lr, wd, cbs, start_epoch=start_epoch)
+
+# %% ../nbs/60_finetune.ipynb #e42268e9
+@patch
+def lr_find(self:FinetuneLearner, *args, **kwargs):
+    "fastai's, which finds the optimiser's rate; says what that is as `lr=`, for 512 images"
+    found,n = Learner.lr_find(self, *args, **kwargs),self.dls.bs*max(1, num_distrib())
+    for k,v in zip(getattr(found, '_fields', ()), found or ()):
+        if not rank_distrib(): print(f'{k}: {v:.2g} for fit_one_cycle; for finetune_learner lr={v*512/n:.2g}, which is for 512 images (here are {n})')
+    return found
+
+# %% ../nbs/60_finetune.ipynb #0f63238b
+@patch
+def tta(self:FinetuneLearner, ds_idx=1, dl=None, n=4, item_tfms=None, batch_tfms=None, beta=.25, use_max=False):
+    "fastai's: predictions for `n` augmented versions of each image and the plain one, averaged"
+    dl = self.dls[ds_idx] if dl is None else dl
+    if not hasattr(dl, 'shard'): return Learner.tta(self, ds_idx, dl, n, item_tfms, batch_tfms, beta, use_max)
+    aug = self.dls.train.dataset.augment
+    if aug is None: raise ValueError("tta averages over augmented images, and these loaders have no augmentation: make them with finetune_dls(recipe='light')")
+    aug,many = copy(aug),[]
+    aug.erase = None
+    for i in range(n):
+        ds = copy(dl.dataset)
+        ds.augment,ds.seed = aug,self.seed + 1_000_003*(i + 1)
+        many.append(self.get_preds(dl=dl.new(ds, shuffle=False, drop_last=False))[0])
+    plain,y = self.get_preds(dl=dl.new(shuffle=False, drop_last=False))
+    many = torch.stack(many).amax(0) if use_max else torch.stack(many).mean(0)
+    return (torch.maximum(plain, many) if use_max else (many, plain) if beta is None else torch.lerp(many, plain, beta)), y
 
 # %% ../nbs/60_finetune.ipynb #75c10d71
 def finetune_learner(
@@ -155,19 +372,24 @@ def finetune_learner(
     seed:int=42,          # Of the head and of mixing
     cbs=None,             # fastai callbacks
     path='.',             # Folder for models and logs
+    loss_func=None,       # Of logits (bs, classes) and class numbers (bs,); None: cross-entropy
     **overrides,          # Fields of `FinetuneRecipe` to change
 ) -> Learner:             # With `fit_finetune`
     "A `Learner` that fine-tunes a pretrained encoder as a classifier"
-    r = override(FINETUNE_RECIPES[known(recipe, FINETUNE_RECIPES, 'fine-tuning recipe')] if isinstance(recipe, str) else recipe, **overrides)
+    r = FINETUNE_RECIPES[known(recipe, FINETUNE_RECIPES, 'fine-tuning recipe')] if isinstance(recipe, str) else recipe
+    r = override(r, FINETUNE_WORDS, **overrides)
     with torch.random.fork_rng():
         n,size,chans = check_labelled(dls)
         torch.manual_seed(seed)
         model = load_encoder(encoder, n, size, chans, arch, model_args, r.drop_path, weights, pos_init)
-    freeze_blocks(model, r.freeze)
+    adopt_images(dls, encoder, r.crop_pct, 'crop_pct' in overrides)
+    if hasattr(dls, 'crop_pct'): r = replace(r, crop_pct=dls.crop_pct)
     mix = [MixupCutmix(n, r, seed)] if r.mixup or r.cutmix else [SmoothLabels(r.smoothing)]
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
-    learn = Learner(dls, model, CrossEntropyLossFlat(), opt, splitter=partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay),
-                    cbs=[*mix, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path)
+    learn = FinetuneLearner(dls, model, CrossEntropyLossFlat() if loss_func is None else loss_func, opt, splitter=partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay),
+                            cbs=[*mix, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path, train_bn=False)   # norms freeze like the rest
+    ready_loss(learn.loss_func, n, dls.device)
+    freeze_blocks(model, r.freeze)
     learn.recipe,learn.seed,learn.origin = r,seed,type(encoder).__name__ if isinstance(encoder, Learner) else encoder and str(encoder)
     learn.pretrained = weights and encoder is not None
     return learn
@@ -180,9 +402,10 @@ def finetune_facts(self:Learner,
     n_epoch:int, # Length of the run
 ) -> dict:       # JSON values
     "What a run must share with one that it goes on from"
-    model = get_model(self.model)
-    return dict(asdict(self.recipe), n_epoch=n_epoch, arch=model.default_cfg.get('architecture'), origin=self.origin, seed=self.seed,
-                parameters=sum(p.numel() for p in model.parameters()), images=len(self.dls.train.dataset), bs=self.dls.bs)
+    ps = list(get_model(self.model).parameters())
+    return dict(asdict(self.recipe), n_epoch=n_epoch, arch=get_model(self.model).default_cfg.get('architecture'), origin=self.origin, seed=self.seed,
+                parameters=sum(p.numel() for p in ps), trained_parameters=sum(p.numel() for p in ps if p.requires_grad),
+                images=len(self.dls.train.dataset), bs=self.dls.bs)
 
 # %% ../nbs/60_finetune.ipynb #42e5d40c
 @patch
@@ -192,6 +415,7 @@ def fit_finetune(self:Learner,
     checkpoint=None, # Folder, or a `Checkpoint`: save there every few minutes, and go on from what is there
 ):
     "Fine-tune with the schedule of the recipe: warm-up and cosine, per step"
+    if not isinstance(self, FinetuneLearner): raise ValueError('fit_finetune needs a learner from finetune_learner; one of gmml_learner has fit_gmml')
     check_epochs(n_epoch)
     r = self.recipe
     lr = r.lr*self.dls.bs*max(1, num_distrib())/512

@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
 import pandas as pd
-from .ablations import BASES, Experiment, Sweep, difference, read_results, speed_file
+from .ablations import BASES, Experiment, Sweep, difference, read_results, seen, speed_file, steps
 
 # %% ../nbs/72_paper.ipynb #950338e0
 def paper_numbers(
@@ -53,7 +53,7 @@ def full_scale(
     for o in data:
         if o not in sizes: raise ValueError(f'{o!r} is not in Table 5: choose from {", ".join(sizes.index)}')
     n = (sizes[data]*share).round().astype(int)
-    o = {'images': n, 'epochs': epochs, 'images seen': n*epochs, 'steps': -(-n//bs)*epochs}
+    o = {'images': n, 'epochs': epochs, 'images seen': epochs*n.map(lambda i: seen(i, bs)), 'steps': epochs*n.map(lambda i: steps(i, bs))}
     return pd.DataFrame(o).rename_axis('data')
 
 # %% ../nbs/72_paper.ipynb #79084be7

@@ -25,23 +25,49 @@ from accelerate import DistributedDataParallelKwargs
 from fastcore.all import listify, noop, patch, store_attr
 from fastai.callback.core import Callback, CancelBatchException, CancelValidException
 from fastai.callback.fp16 import MixedPrecision   # and `to_fp16`, `to_bf16`
-from fastai.callback.schedule import ParamScheduler
+from fastai.callback.mixup import MixHandler
+from fastai.callback.schedule import ParamScheduler   # and `lr_find`
+from fastai.callback.tracker import TrackerCallback
+from fastai.callback.training import GradientAccumulation
 from fastai.callback import progress   # `no_bar`
 from fastai.data.core import DataLoaders
 from fastai import distributed   # `distrib_ctx`, `teardown_distrib`
 from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import default_device, get_model, num_distrib, rank_distrib
+from fastai.torch_core import apply, default_device, get_model, num_distrib, rank_distrib, to_detach
 from fastprogress.fastprogress import format_time
-from .core import known, override
+from .core import known, number, numbers, override
 from .augment import color_jitter, gaussian_blur, random_flip, random_resized_crop
-from .data import pixels_and_sizes, in_the_middle
+from .data import ImageDL, pixels_and_sizes, in_the_middle
 from .corruption import Combine, NoCorruption, Noise, Replace, Zeros
 from .vit import GMMLEncoder
 from .decoder import GMMLAutoencoder, PointwiseDecoder
 from .loss import MaskedL1Loss, MaskedMSELoss
 from .checkpoint import Checkpoint, fit_run, what_ran
 from .weights import write_model
+
+# %% ../nbs/50_pretrain.ipynb #d3ed1fae
+CHOICES = dict(alien=('zeros', 'noise', 'replace', 'comb1', 'comb2', 'none'), unit=('token', 'pixel'), placement=('even', 'authors'),
+               decoder_act=('relu', 'gelu'), pos_init=('random', 'sincos'), loss=('l1', 'l2'))
+WHAT = dict(alien='alien concept', unit='unit of a group', placement='placement', decoder_act='activation', pos_init='position embedding', loss='loss')
+
+def check_recipe(
+    r, # `Recipe`
+):
+    "Raise a `ValueError` for a choice that no run can have"
+    for k,names in CHOICES.items(): known(getattr(r, k), names, WHAT[k])
+    def each(*names, **limits):
+        for k in names: number(k, getattr(r, k), **limits)
+    each('lr', open='low')
+    each('lr_end', 'warmup', 'wd', 'wd_end', 'clip')
+    each('mom', 'sqr_mom', 'drop_path', high=1, open='high')
+    each('max_side', 'flip', 'jitter_p', 'blur_p', high=1)
+    each('views', low=1, whole=True), each('decoder_layers', whole=True)
+    for k in ('zeros', 'noise', 'replace'):
+        v = getattr(r, k)
+        numbers(k, v, 2, high=1) if isinstance(v, (tuple, list)) else number(k, v, high=1)
+    numbers('crop', r.crop, 2, high=1, open='low'), numbers('blur', r.blur, 2, open='low'), numbers('jitter', r.jitter, 4)
+    number('jitter (its fourth number, hue)', r.jitter[3], high=.5)
 
 # %% ../nbs/50_pretrain.ipynb #e67a1750
 @dataclass(frozen=True)
@@ -76,12 +102,24 @@ class Recipe:
     mom: float = .9                      # Adam's beta 1
     sqr_mom: float = .999                # Adam's beta 2
     clip: float = 3.                     # largest gradient norm of a single tensor; 0: no clipping
+    def __post_init__(self): check_recipe(self)
 
 # %% ../nbs/50_pretrain.ipynb #1ba640f7
 RECIPES = dict(
     paper=Recipe(),
     official=Recipe(noise=(.5, .75), zeros=(.5, .75), unit='pixel', placement='authors', donor_self=True,
                     views=2, blur_p=.1, decoder_layers=3, decoder_act='gelu'))
+
+# %% ../nbs/50_pretrain.ipynb #50376ff3
+ALSO = {k: v for v,ks in dict(lr='learning_rate max_lr base_lr lr_max blr', lr_end='min_lr lr_min', wd='weight_decay', mom='momentum beta1', sqr_mom='beta2',
+        clip='grad_clip clip_grad max_norm gradient_clip_val', warmup='warmup_epochs', drop_path='drop_path_rate drop_rate dropout', jitter='color_jitter',
+        flip='hflip', crop='crop_scale scale min_scale', views='n_views num_views', decoder_layers='decoder_depth', blocks='layers', alien='corruption').items() for k in ks.split()}
+ALSO |= dict.fromkeys('mask_ratio masking_ratio ratio mask'.split(), 'The corrupted share is noise=, replace= and zeros=, each a number or (low, high)')
+ALSO |= dict.fromkeys('epochs n_epoch n_epochs num_epochs'.split(), 'The length of a run is given to fit_gmml(300)')
+ALSO |= dict.fromkeys('embed_dim depth num_heads mlp_ratio'.split(), "It belongs to timm's model: model_args=dict(embed_dim=192, depth=12, num_heads=3)")
+ALSO |= dict.fromkeys('bs batch_size size img_size image_size in_chans valid_pct num_workers device'.split(), 'It belongs to the loaders: give it to pretrain_dls')
+ALSO |= dict.fromkeys('loss_func opt_func optimizer splitter wd_bn_bias'.split(), "The recipe has its own loss and AdamW: choose loss='l1' or 'l2', lr=, wd=, mom=")
+ALSO |= dict.fromkeys('weights checkpoint_path encoder'.split(), 'timm gives weights with pretrained=True, and an exported folder is arch="local-dir:FOLDER"')
 
 # %% ../nbs/50_pretrain.ipynb #96b25597
 def get_recipe(
@@ -90,7 +128,8 @@ def get_recipe(
 ) -> Recipe:        # The recipe of a run
     "A named recipe with some fields changed; an unknown name or field is a `ValueError` that suggests the nearest"
     if isinstance(recipe, str): recipe = RECIPES[known(recipe, RECIPES, 'recipe')]
-    return override(recipe, **overrides)
+    if not isinstance(recipe, Recipe): raise ValueError(f'recipe={recipe!r}: give one of {", ".join(map(repr, RECIPES))}, or a Recipe')
+    return override(recipe, ALSO, **overrides)
 
 # %% ../nbs/50_pretrain.ipynb #b09b2b8d
 def make_alien(
@@ -100,7 +139,7 @@ def make_alien(
     kw = dict(max_side=r.max_side, unit=r.unit, placement=r.placement)
     z,n,p = Zeros(r.zeros, **kw), Noise(r.noise, **kw), Replace(r.replace, allow_self=r.donor_self, **kw)
     aliens = dict(zeros=z, noise=n, replace=p, comb1=Combine(n, p), comb2=Combine(z, n, p), none=NoCorruption())
-    return aliens[known(r.alien, aliens, 'alien concept')]
+    return aliens[r.alien]
 
 # %% ../nbs/50_pretrain.ipynb #795bd1a2
 def augment(
@@ -164,7 +203,9 @@ def corrupt(self:GMML,
     idxs=None,      # Place of each image in the held-out set: fixes its corruption; None: at random
 ) -> tuple:         # `(corrupted, mask)`: (bs, C, H, W), bool (bs, 1, H, W)
     "Corrupt a batch: at random in training, always alike for the same held-out image"
-    if idxs is None: return self.alien(x, self.patch_size, generator=self.generator)
+    if idxs is None:   # a view at a time: no image is replaced by its own other view
+        o = [self.alien(v, self.patch_size, generator=self.generator) for v in x.chunk(self.recipe.views)]
+        return o[0] if len(o) == 1 else tuple(map(torch.cat, zip(*o)))
     draws,donors = self.fixed_draws(x, idxs)
     return self.alien.apply(x, draws, self.patch_size, donors=donors)
 
@@ -175,7 +216,16 @@ def held_out(self:GMML,
 ):              # Normalised (n, C, H, W), on the device that trains
     "The first held-out images, or training images where none are held out"
     ds = (self.dls.valid if len(self.dls.valid) else self.dls.train).dataset
-    x = ds.batch(range(min(n or self.chunk, len(ds))))[0].to(self.dls.device)
+    if not len(ds): raise ValueError('this learner has no images, for fastai exports it without: give it some, learn.dls = pretrain_dls(...)')
+    return self.prepared(ds, n or self.chunk)
+
+@patch
+def prepared(self:GMML,
+    ds,    # Data set of whole images
+    n:int, # How many
+):         # Normalised (n, C, H, W), on the device that trains
+    "The first images of a set, as held-out images are shown to the model"
+    x = ds.batch(range(min(n, len(ds))))[0].to(self.dls.device)
     return self.normalise(in_the_middle(x, self.dls.size))
 
 # %% ../nbs/50_pretrain.ipynb #54fb328f
@@ -210,9 +260,8 @@ def after_fit(self:GMML): vars(self.learn.recorder)['loss'] = self.old_loss
 
 @patch
 def before_validate(self:GMML):
-    "Indices of the images that the held-out loader will yield"
-    self.idxs = list(self.dl.get_idxs()) if hasattr(self.dl, 'get_idxs') else range(sum(len(b[0]) for b in self.dl))
-    self.seen,self.donors = 0,self.held_out()
+    "Donors, and that no held-out image has been seen yet"
+    self.seen,self.idxs,self.donors = 0,None,self.held_out()
 
 # %% ../nbs/50_pretrain.ipynb #c3d3ed2f
 @patch
@@ -232,16 +281,32 @@ def restored(self:GMML,
     "What the model returned, as images: GMML's model returns images"
     return pred
 
+# %% ../nbs/50_pretrain.ipynb #f75529ce
+def places(
+    dl, # A loader, or a list of batches
+):      # Numbers
+    "Places in the data set of the images that a loader yields on this process, in order"
+    return list(dl.get_idxs()) if hasattr(dl, 'get_idxs') else range(sum(len(b[0]) for b in dl))
+
+def whole(
+    x, # Images of a batch
+):     # The same, without sizes that are of other images
+    "Images with the sizes of their originals, unless they were cut from a batch, as fastai's `summary` does"
+    hw = getattr(x, 'hw', None)
+    return x if hw is None or len(hw) == len(x) else x.as_subclass(torch.Tensor).data   # fastai's cast keeps attributes, `data` does not
+
 # %% ../nbs/50_pretrain.ipynb #0c88164a
 @patch
 def before_batch(self:GMML):
     "Views, augmentation, normalisation, corruption; on held-out images no augmentation and fixed corruption"
-    (x,hw),r,size = pixels_and_sizes(self.x),self.recipe,tuple(self.dls.size)
+    xs,r,size = whole(self.x),self.recipe,tuple(self.dls.size)
+    x,hw = pixels_and_sizes(xs)
     if self.training:
         x = torch.cat([augment(x, r, self.generator, size, hw) for _ in range(r.views)])
         idxs = None
     else:
-        x = in_the_middle(self.x, size)
+        x = in_the_middle(xs, size)
+        if self.idxs is None: self.idxs = places(self.dl)
         idxs = self.idxs[self.seen:self.seen+len(x)]
         self.seen += len(x)
     x = self.normalise(x)
@@ -254,7 +319,7 @@ class AvgMaskedLoss(AvgLoss):
     def accumulate(self, learn):
         x,mask = learn.yb
         n = mask.sum()*x.shape[1] if learn.loss_func.reduction == 'mean' else mask.new_ones((), dtype=torch.long)
-        o = learn.to_detach(torch.stack([learn.loss.mean().double()*n, n.double()])[None]).sum(0)
+        o = torch.stack([learn.loss.mean().double()*n, n.double()]).detach().cpu()
         self.total,self.count = self.total + o[0],self.count + o[1]
 
 # %% ../nbs/50_pretrain.ipynb #01bd4cad
@@ -290,6 +355,13 @@ class SkipValidation(Callback):
     def after_fit(self): self.learn.recorder.valid_metrics = self.old
     def before_validate(self): raise CancelValidException
 
+# %% ../nbs/50_pretrain.ipynb #2409a934
+def trackers(
+    learn:Learner, # Any
+) -> list:
+    "Callbacks that judge an epoch by its row in the log, or draw it"
+    return [cb for cb in learn.cbs if isinstance(cb, (TrackerCallback, progress.ShowGraphCallback))]
+
 # %% ../nbs/50_pretrain.ipynb #82003691
 class LogEvery(Callback):
     "Validate and write a row of the log at the end of an epoch, when so many steps have gone by"
@@ -306,6 +378,7 @@ class LogEvery(Callback):
         self.due = self.train_iter - self.last >= self.steps or self.epoch == self.n_epoch - 1
         if self.due: self.last = self.train_iter
         else: self.old,self.learn.logger = self.learn.logger,noop
+        for cb in trackers(self.learn): cb.run = self.due   # there is nothing new to judge by
     def before_validate(self):
         if not self.due: raise CancelValidException
     def after_epoch(self):
@@ -364,10 +437,77 @@ def check_unlabelled(
     dls:DataLoaders, # What pretraining was given
 ):
     "Raise a `ValueError` unless a batch is a 1-tuple of images; a bare tensor, fastai would train on its first image alone"
+    if not isinstance(dls, DataLoaders):
+        src = repr(str(dls)) if isinstance(dls, (str, Path)) else '...'
+        raise ValueError(f'dls is a {type(dls).__name__}, not loaders: make them first, gmml_learner(pretrain_dls({src}), ...)')
     with torch.random.fork_rng(devices=[]): b = dls.one_batch()
     if isinstance(b, (tuple, list)) and len(b) == 1 and hasattr(dls, 'stats'): return
     what = f'{len(b)} tensors' if isinstance(b, (tuple, list)) else 'a bare tensor'
     raise ValueError(f'a batch is {what}, and pretraining takes 1-tuples of clean images with their statistics: make the loaders with pretrain_dls')
+
+# %% ../nbs/50_pretrain.ipynb #ed9d41ad
+class PretrainLearner(Learner):
+    "fastai's `Learner`, where it has to be told that there are no labels"
+    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+        "fastai's, with weight decay (the recipe's, if none is given) for the matrices alone"
+        with self.added_cbs(cbs):
+            check_callbacks(self)
+            if wd is None: wd = self.recipe.wd if self.wd is None else self.wd
+            super().fit(n_epoch, one_rate(lr), [wd, 0.], None, reset_opt, start_epoch)
+    def fit_one_cycle(self, n_epoch, lr_max=None, **kw): return super().fit_one_cycle(n_epoch, one_rate(lr_max), **kw)
+    def fit_flat_cos(self, n_epoch, lr=None, **kw): return super().fit_flat_cos(n_epoch, one_rate(lr), **kw)
+    def freeze_to(self, n): raise ValueError('pretraining has no head that could train while the rest is frozen: its two groups are what decays and what does not. '
+                                             'Stop parts by hand, for p in learn.model.encoder.vit.blocks[:2].parameters(): p.requires_grad_(False), or freeze in finetune_learner')
+    def freeze(self): self.freeze_to(-1)
+    def unfreeze(self):
+        for p in self.model.parameters(): p.requires_grad_(True)
+        self.create_opt()
+    def fine_tune(self, *args, **kw): raise ValueError('fine_tune freezes all but a head, and there is none: fit_gmml(100) pretrains, finetune_learner(dls, learn) makes a classifier of the encoder')
+    def tta(self, *args, **kw): raise ValueError('tta averages predictions of classes, and there are none: make a classifier with finetune_learner(dls, learn)')
+
+# %% ../nbs/50_pretrain.ipynb #7130ac0e
+def one_rate(
+    lr, # A number, or fastai's slice
+):
+    "A rate for all groups"
+    if isinstance(lr, slice): raise ValueError(f'{lr!r}: the groups here are what decays and what does not, and one rate is for both: give lr_max=1e-3, say')
+    return lr
+
+def check_callbacks(
+    learn:Learner, # About to train
+):
+    "Raise a `ValueError` for callbacks of fastai's that cannot work here"
+    for cb in learn.cbs:
+        if isinstance(cb, MixHandler): raise ValueError(f"{cb} mixes labels, and there are none: here images are mixed by the recipe, alien='replace'")
+        if isinstance(cb, GradientAccumulation): raise ValueError(f'{cb} would take a mean of means: give accumulate=4 to gmml_learner instead')
+        watched = getattr(cb, 'monitor', 'valid_loss') if cb in trackers(learn) else ''
+        if watched.startswith('valid') and not len(learn.dls.valid):
+            raise ValueError(f"{cb} watches {watched}, and no image is held out: give valid_pct=.1 to pretrain_dls, or monitor='train_loss'")
+
+# %% ../nbs/50_pretrain.ipynb #3b6d7d2f
+def say_rates(
+    found,    # What `lr_find` returned
+    images:int, # Of a step
+    per:int,  # Images that `lr=` is for
+    maker:str, # Whose `lr=` it is
+):
+    "Print what to type for each rate that was found"
+    for k,v in zip(getattr(found, '_fields', ()), found or ()):
+        if not rank_distrib(): print(f'{k}: {v:.2g} for fit_one_cycle; for {maker} lr={v*per/images:.2g}, which is for {per} images (a step has {images})')
+
+def step_images(
+    dls:DataLoaders, # Any
+) -> int:
+    "Images of a batch in all processes: fewer than `bs` where there are not so many"
+    world = max(1, num_distrib())
+    return min(dls.bs, -(-len(dls.train.dataset)//world))*world
+
+@patch
+def lr_find(self:PretrainLearner, *args, **kwargs):
+    "fastai's, which finds the optimiser's rate; says what that is as `lr=`, for 256 images"
+    found = super(PretrainLearner, self).lr_find(*args, **kwargs)
+    say_rates(found, step_images(self.dls), 256, 'gmml_learner')
+    return found
 
 # %% ../nbs/50_pretrain.ipynb #719cb5ee
 def method_learner(
@@ -383,6 +523,8 @@ def method_learner(
 ) -> Learner:
     "A `Learner` that pretrains `arch` with the recipe's optimiser, and with the model, callback and loss of some method"
     r = get_recipe(recipe, **overrides)
+    number('seed', seed, -2**62, 2**62, whole=True)
+    if not isinstance(model_args or {}, dict): raise ValueError(f'model_args={model_args!r}: give a dict, such as dict(embed_dim=192, num_heads=3)')
     check_unlabelled(dls)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -394,7 +536,9 @@ def method_learner(
     cbs = [callback(r, enc.patch_size, dls.stats, seed), GlobalMean(accumulate), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
            *([] if len(dls.valid) else [SkipValidation()]), *listify(cbs)]
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
-    return Learner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
+    learn = PretrainLearner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
+    learn.recipe = r
+    return learn
 
 # %% ../nbs/50_pretrain.ipynb #fc948507
 ACTS = dict(relu=nn.ReLU, gelu=nn.GELU)
@@ -405,15 +549,14 @@ def gmml_model(
     r:Recipe,        # Choices of the run
 ) -> nn.Module:
     "The encoder and the decoder that the recipe names"
-    act = ACTS[known(r.decoder_act, ACTS, 'activation')]
-    return GMMLAutoencoder(enc, PointwiseDecoder(enc.dim, enc.in_chans, enc.patch_size, r.decoder_layers, act))
+    return GMMLAutoencoder(enc, PointwiseDecoder(enc.dim, enc.in_chans, enc.patch_size, r.decoder_layers, ACTS[r.decoder_act]))
 
 def recipe_loss(
     enc:GMMLEncoder, # Any
     r:Recipe,        # Choices of the run
 ) -> nn.Module:
     "The loss that the recipe names"
-    return LOSSES[known(r.loss, LOSSES, 'loss')]()
+    return LOSSES[r.loss]()
 
 # %% ../nbs/50_pretrain.ipynb #2fd3544e
 def gmml_learner(
@@ -459,7 +602,7 @@ def gmml_scheds(self:Learner,
 ) -> dict:       # Functions of the share of the run that is done
     "Learning rate and weight decay along the run, as the recipe has them"
     r,acc = self.gmml.recipe,self.global_mean.accumulate
-    lr = r.lr*self.dls.bs*max(1, num_distrib())*acc/256
+    lr = r.lr*step_images(self.dls)*acc/256
     scheds = dict(lr=warmup_cosine(r.lr_end, lr, r.lr_end, min(r.warmup/n_epoch, .1)), wd=partial(_decayed, start=r.wd, end=r.wd_end))
     if acc == 1: return scheds
     return {k: partial(_of_step, sched=f, batches=n_epoch*len(self.dls.train), accumulate=acc) for k,f in scheds.items()}
@@ -474,6 +617,7 @@ def gmml_cost(self:Learner,
     "Images, steps and time of a run, from two steps on blank images whose gradients are thrown away"
     dl,cb = self.dls.train,self.gmml
     bs,dev = min(self.dls.bs, len(dl.dataset)),self.dls.device
+    few = f' (bs={self.dls.bs} is more than there are)' if bs < self.dls.bs else ''
     n = min(bs, 8) if torch.device(dev).type == 'cpu' else bs   # there, time grows with the images, and a few are enough
     x = torch.zeros(n*cb.recipe.views, self.dls.in_chans, *self.dls.size, device=dev)
     model = self.model.to(dev).train()
@@ -488,7 +632,7 @@ def gmml_cost(self:Learner,
             secs.append(time.perf_counter() - t)
     self.model.zero_grad()
     batches,acc = n_epoch*len(dl),self.global_mean.accumulate
-    return (f'{len(dl.dataset):,} images, {n_epoch} epochs, {batches//acc:,} steps of {bs*max(1, num_distrib())*acc}: '
+    return (f'{len(dl.dataset):,} images, {n_epoch} epochs, {batches//acc:,} steps of {step_images(self.dls)*acc}{few}: '
             f'about {format_time(min(secs)*bs/n*batches)} on {dev}')
 
 # %% ../nbs/50_pretrain.ipynb #dfdeaab0
@@ -538,10 +682,12 @@ def fit_gmml(self:Learner,
 @patch
 def reconstruct(self:Learner,
     n:int=8, # Images
+    dl=None, # Of other images, from `dls.test_dl`; None: those held out
 ) -> dict:   # `clean`, `corrupted`, `restored` (n, C, H, W), 0-1, and `mask` (n, 1, H, W)
-    "The first `n` held-out images, corrupted as in validation, and what the model makes of them"
+    "The first `n` images, corrupted as in validation, and what the model makes of them"
     cb = self.gmml
-    x,cb.donors = cb.held_out(n),cb.held_out()
+    cb.donors = cb.held_out()
+    x = cb.held_out(n) if dl is None else cb.prepared(dl.dataset, n)
     corrupted,mask = cb.corrupt(x, range(len(x)))
     training = self.model.training
     with torch.no_grad(): pred = self.model.to(x.device).eval()(*cb.inputs(corrupted, mask))
@@ -550,24 +696,37 @@ def reconstruct(self:Learner,
     show = {k: cb.denormalise(v).cpu() for k,v in dict(clean=x, corrupted=corrupted, restored=restored).items()}
     return dict(show, mask=mask.cpu())
 
+@patch
+def predict(self:PretrainLearner,
+    item, # A path, a Pillow image, an array
+) -> dict: # As of `reconstruct`, without the first dimension
+    "One image, corrupted, and what the model makes of it"
+    return {k: v[0] for k,v in self.reconstruct(1, self.dls.test_dl([item])).items()}
+
 # %% ../nbs/50_pretrain.ipynb #02c6b5e4
 @patch
 def show_reconstructions(self:Learner,
     n:int=8,       # Images
     figsize=None,  # Inches; None: one inch an image
+    dl=None,       # Of other images, from `dls.test_dl`; None: those held out
 ):
     "Originals, what the encoder sees, and what it restores, a column each"
-    o = self.reconstruct(n)
+    o = self.reconstruct(n, dl)
     rows = ['clean', 'corrupted', 'restored']
     n = len(o['clean'])
     fig,axs = plt.subplots(3, n, figsize=figsize or (n, 3.2), squeeze=False)
     for k,axr in zip(rows, axs):
         for x,ax in zip(o[k], axr):
-            ax.imshow(x.permute(1, 2, 0) if len(x) == 3 else x[0], cmap='gray', vmin=0, vmax=1)
+            ax.imshow(x[:3].permute(1, 2, 0) if len(x) >= 3 else x[0], cmap='gray', vmin=0, vmax=1)
             ax.set_xticks([]), ax.set_yticks([])
         axr[0].set_ylabel(k)
     fig.tight_layout(pad=.3)
     return fig
+
+@patch
+def show_results(self:PretrainLearner, ds_idx=1, dl=None, max_n=8, shuffle=False, **kwargs):
+    "`show_reconstructions`, under the name that fastai has for it"
+    return self.show_reconstructions(max_n, dl=dl if dl is not None or ds_idx else self.dls.train)
 
 # %% ../nbs/50_pretrain.ipynb #4a4b55ea
 @patch
@@ -576,7 +735,9 @@ def state_dict(self:GMML):
     return dict(generator=self.generator.get_state())
 
 @patch
-def load_state_dict(self:GMML, state): self.generator.set_state(state['generator'])
+def load_state_dict(self:GMML, state):
+    if self.generator is None: self.generator = torch.Generator(next(self.model.parameters()).device)   # of a run that had finished
+    self.generator.set_state(state['generator'])
 
 # %% ../nbs/50_pretrain.ipynb #80f5fa32
 @patch
@@ -587,7 +748,42 @@ def export_encoder(self:Learner,
     "Write the encoder so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it"
     enc,cb = get_model(self.model).encoder,self.gmml
     facts = dict(method=cb.method, **cb.facts, recipe=asdict(cb.recipe), images=len(self.dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
-    return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, gmml={**facts, **about})
+    return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, resize=self.dls.resize, depth=self.dls.depth, gmml={**facts, **about})
+
+# %% ../nbs/50_pretrain.ipynb #845cf1de
+def own_detach(b, cpu=True, gather=True): return to_detach(b, cpu, False)   # what has been gathered is not gathered again
+
+def from_all(
+    o,       # Tensor of this process (bs, ...)
+    n:int,   # Images that are left, in all processes
+):           # Those of all processes, in the order of the data set
+    "One batch of several: a process has every `world`-th image"
+    t = o.detach().as_subclass(torch.Tensor).contiguous()
+    flat = t.view(torch.uint8) if t.dtype == torch.bool else t
+    parts = [torch.empty_like(flat) for _ in range(num_distrib())]
+    dist.all_gather(parts, flat)
+    return torch.stack(parts, 1).flatten(0, 1)[:n].view(t.dtype).as_subclass(type(o))
+
+# %% ../nbs/50_pretrain.ipynb #24d8b687
+class MeasureTogether(Callback):
+    "Each process predicts its share of the held-out images; loss and metrics see all of them, as those of one process would"
+    order = distributed.DistributedTrainer.order + 1   # which wraps the loaders, and after `MixedPrecision` (10) has cast the prediction
+    def before_validate(self):
+        dl = self.dl
+        self.share,self.left = isinstance(dl, ImageDL),len(dl.dataset)
+        self.learn.dl = self.own_part(dl) if self.share else getattr(dl, 'dl', dl)   # loaders of fastai's: in full
+        self.learn.dl.to_detach = own_detach
+    def own_part(self, dl):
+        idxs,world = range(self.left) if dl.shard else list(dl.get_idxs()),num_distrib()
+        own = [idxs[i % self.left] for i in range(rank_distrib(), -(-self.left//world)*world, world)]
+        return dl.new(shuffle=False, drop_last=False, shard=True, get_idxs=lambda: own)
+    def after_pred(self):
+        if self.training or not self.share: return
+        gather = partial(apply, from_all, n=self.left)
+        n = len(self.yb[0] if len(self.yb) else self.xb[0])
+        self.learn.pred,self.learn.yb = gather(self.pred),tuple(map(gather, self.yb))
+        if getattr(getattr(self.learn, 'gather_preds', None), 'with_input', False): self.learn.xb = tuple(map(gather, self.xb))
+        self.left -= n*num_distrib()
 
 # %% ../nbs/50_pretrain.ipynb #f2e8b351
 def pick_device(
@@ -620,4 +816,4 @@ def all_processes(
     atexit.register(distributed.teardown_distrib)   # gloo's threads may abort a process that ends without
     kw = dict(sync_bn=False, cpu=torch.device(learn.dls.device).type == 'cpu', mixed_precision='no',   # the learner has it already
               kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
-    with learn.no_bar() if rank_distrib() else nullcontext(), learn.distrib_ctx(**kw): yield learn
+    with learn.no_bar() if rank_distrib() else nullcontext(), learn.distrib_ctx(**kw), learn.added_cbs(MeasureTogether()): yield learn

@@ -36,13 +36,13 @@ def code(pid):
         os.kill(pid, signal.SIGKILL)
         raise
 
-def ranks(f):
-    "`f` in two processes that train together; their numbers"
+def ranks(f, n=2):
+    "`f` in `n` processes that train together; their numbers"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    env = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
-    return [child(f, RANK=str(i), LOCAL_RANK=str(i), **env) for i in range(2)]
+    env = dict(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
+    return [child(f, RANK=str(i), LOCAL_RANK=str(i), **env) for i in range(n)]
 
 def dies_of_a_worker(f):
     "Does `f`, in a copy of this process, end with torch's error about a killed worker? torch raises it from a signal handler, anywhere and more than once"

@@ -124,7 +124,8 @@ def test_after_other_trainings(tmp_path):
         if cbs: learn.add_cbs(cbs)
         return train(learn, folder, n=3)
     with pytest.raises(KeyboardInterrupt): twice(Stop(), tmp_path/'ck')
-    again = train(pretraining(), tmp_path/'ck', n=3)
+    again = twice(folder=tmp_path/'ck')
+    with pytest.raises(ValueError, match='start_weights was'): train(pretraining(), tmp_path/'ck', n=3)   # one that has not trained before is another run
     a,b = ({k: v for k,v in o.model.state_dict().items()} for o in (again, twice()))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
@@ -240,3 +241,45 @@ def test_worker_killed(photos, tmp_path):
     kw = dict(cache=None, num_workers=2, valid_pct=0)
     assert dies_of_a_worker(lambda: train(pretraining(photos, cbs=Then(kill), **kw), tmp_path/'ck'))
     assert digest(train(pretraining(photos, **kw), tmp_path/'ck')) == digest(train(pretraining(photos, **kw)))
+
+# Another run -------------------------------------------------------------------------------------------------------
+
+def test_a_finished_run_answers_for_no_other(tmp_path, capsys):
+    "Fine-tuned from an encoder at a path: any other encoder there, other images, labels, classes, statistics, loss or fields are refused by name, and nothing is written"
+    def encoder(seed):
+        dls = pretrain_dls(images(), size=12, bs=4, device='cpu', valid_pct=0)
+        gmml_learner(dls, 'vit_tiny_patch16_224', patch_size=2, model_args=TINY, blocks=(1, 2), seed=seed).export_encoder(tmp_path/'enc')
+    def learner(x=None, y=None, loss=None, recipe='crop', stats=None, bs=4, valid_pct=.2, **kw):
+        y = [f'{i%4}' for i in range(40)] if y is None else y
+        dls = finetune_dls((images() if x is None else x, y), size=12, bs=bs, recipe=recipe, stats=stats, valid_pct=valid_pct, device='cpu')
+        learn = finetune_learner(dls, tmp_path/'enc', **kw)
+        if loss: learn.loss_func = loss
+        return learn
+    encoder(1)
+    whole = train(learner(), tmp_path/'ck', n=1)
+    assert [o.name for o in (tmp_path/'ck').iterdir()] == ['finished']
+    kept = {o: o.read_bytes() for o in (tmp_path/'ck/finished').iterdir()}
+    again = learner()
+    for o in (again, again):   # also the same cell once more
+        assert digest(train(o, tmp_path/'ck', n=1)) == digest(whole)
+        assert f'{tmp_path/"ck"}: this run has finished, nothing is trained' in capsys.readouterr().out
+    x = images()
+    x[7, 3, 3] ^= 1
+    for kw,why in ((dict(lr=.05), 'lr was 0.0005 and is 0.05'), (dict(x=x), 'train_images was|held_out_images was'), (dict(y=[f'{i//10}' for i in range(40)]), 'train_images was'),
+                   (dict(y=[f'kind {i%4}' for i in range(40)]), 'vocab was'), (dict(loss=torch.nn.CrossEntropyLoss(weight=torch.arange(4.))), 'loss_func was'),
+                   (dict(recipe=None), 'augmentation was'), (dict(stats=([.5]*3, [.2]*3)), 'stats was'), (dict(bs=8), 'bs was 4 and is 8'), (dict(seed=7), 'start_weights was')):
+        with pytest.raises(ValueError, match=f'another run, which has finished: .*({why}).*or delete') as e: train(learner(**kw), tmp_path/'ck', n=1)
+        assert 'Exception occured' not in str(e.value)
+    encoder(2)
+    with pytest.raises(ValueError, match='start_weights was'): train(learner(), tmp_path/'ck', n=1)
+    assert {o: o.read_bytes() for o in (tmp_path/'ck/finished').iterdir()} == kept
+
+def test_rates_may_change_on_the_way_and_it_is_noted(tmp_path):
+    "In an unfinished run; the same learner, interrupted, goes on, too"
+    learn = pretraining(cbs=Signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt): train(learn, tmp_path/'ck', n=2)
+    with pytest.raises(ValueError, match='start_weights was'): train(pretraining_with(seed=7), tmp_path/'ck', n=2)
+    shutil.copytree(tmp_path/'ck', tmp_path/'other')
+    learn.remove_cb(learn.signal)
+    assert digest(train(learn, tmp_path/'ck', n=2)) == digest(train(pretraining(), n=2))
+    assert train(pretraining_with(lr=1e-4), tmp_path/'other', n=2).ran['changed'] == [dict(step=8, lr=5e-4)]

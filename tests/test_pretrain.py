@@ -5,11 +5,13 @@ from functools import lru_cache
 import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np, pytest, timm, torch
+from PIL import Image
 from fastai.callback.core import Callback
-import fastai.callback.fp16, fastai.callback.schedule   # patch `to_fp16`, `lr_find` and the like into Learner
+import fastai.callback.fp16, fastai.callback.hook, fastai.callback.schedule   # patch `to_fp16`, `lr_find` and the like into Learner
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import load_learner
+from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import pretrain_dls
 from gmml_nb.pretrain import RECIPES, Recipe, gmml_learner
 
@@ -97,11 +99,11 @@ def checkpointed(tmp_path, n=2, **kw): return fit(learner(path=tmp_path, **kw), 
 def test_finished_run_is_not_run_again(tmp_path):
     a = checkpointed(tmp_path)
     assert digest(a) == digest(checkpointed(tmp_path))
-    assert sorted(o.name for o in (tmp_path/'ck').iterdir()) == ['epoch_00000_batch_000002', 'epoch_00002_batch_000000']
+    assert [o.name for o in (tmp_path/'ck').iterdir()] == ['finished']
 
 def test_checkpoint_of_another_recipe(tmp_path):
     checkpointed(tmp_path)
-    with pytest.raises(ValueError, match='another run: replace was 0.3 and is 0.4.*Choose another checkpoint folder'):
+    with pytest.raises(ValueError, match='another run, which has finished: replace was 0.3 and is 0.4.*Choose another checkpoint folder'):
         checkpointed(tmp_path, replace=.4)
 
 @pytest.mark.parametrize('change', [dict(seed=7), dict(bs=4), dict(model_args=dict(TINY, embed_dim=32)), dict(patch_size=4),
@@ -114,20 +116,34 @@ def test_checkpoint_of_another_length(tmp_path):
     checkpointed(tmp_path)
     with pytest.raises(ValueError, match='another run.*Choose another checkpoint folder'): checkpointed(tmp_path, 3)
 
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+    "Two checkpoints of a run that was stopped in its last step but one, and the weights that it would have come to"
+    class Stop(Callback):
+        order = 99
+        def after_batch(self):
+            if self.training and self.train_iter == 3: raise KeyboardInterrupt
+    d = tmp_path_factory.mktemp('stopped')
+    with pytest.raises(KeyboardInterrupt): fit(learner(), checkpoint=Checkpoint(d, steps=1), cbs=Stop())
+    return d,digest(fit(learner()))
+
 @pytest.mark.parametrize('file', ['model.safetensors', 'state.pt', 'config.json', 'rng.pt', 'checksums.json'])
 @pytest.mark.parametrize('how', ['cut', 'gone'])
-def test_damaged_checkpoint(tmp_path, capsys, file, how):
+def test_damaged_checkpoint(stopped, tmp_path, capsys, file, how):
     "It is named and the one before is taken; when none is whole, that is an error"
-    whole = checkpointed(tmp_path)
+    whole = stopped[1]
+    shutil.copytree(stopped[0], tmp_path/'ck')
     first,last = sorted((tmp_path/'ck').iterdir())
     def spoil(f):
         if how == 'cut': f.write_bytes(f.read_bytes()[:len(f.read_bytes())//2])
         else: f.unlink()
     spoil(last/file)
-    assert digest(checkpointed(tmp_path)) == digest(whole)
+    shutil.copytree(tmp_path/'ck', tmp_path/'worse')
+    assert digest(checkpointed(tmp_path)) == whole
     said = capsys.readouterr().out
     assert f'{last} is damaged ({file}' in said and f'going on from {first}' in said
-    for o in (tmp_path/'ck').iterdir(): spoil(o/file)
+    shutil.rmtree(tmp_path/'ck'), (tmp_path/'worse').rename(tmp_path/'ck')
+    spoil(first/file)
     with pytest.raises(ValueError, match='(?s)is whole. Remove'): checkpointed(tmp_path)
 
 # Stops and casts ---------------------------------------------------------------------------------------------------
@@ -266,3 +282,30 @@ def test_before_it_starts_it_says_what_it_costs(capsys):
     learn = learner()
     with learn.no_bar(), learn.no_logging(): learn.fit_gmml(2)
     assert '16 images, 2 epochs, 4 steps of 8: about' in capsys.readouterr().out
+
+def test_a_donor_is_never_the_image_s_other_view():
+    "Two views of images that are one grey each: an image may be its own donor, as in the authors' script, one time in eight"
+    x = np.repeat(np.arange(64, dtype=np.uint8)*3 + 20, 16*16*3).reshape(64, 16, 16, 3)
+    learn = learner(x, recipe='official', patch_size=4, alien='replace', jitter_p=0., blur_p=0., crop=(1., 1.), flip=0.)
+    seen = []
+    class Look(Callback):
+        order = 9.9
+        def before_batch(self): seen.append((self.xb[0] == self.yb[0]).flatten(1).all(1))
+    fit(learn, 60, cbs=Look())
+    same = torch.cat(seen)
+    assert abs(same.float().mean() - 1/8) < 4*(1/8*7/8/len(same))**.5
+
+def test_doors_of_fastai_with_files(tmp_path):
+    "Files have sizes of their own, which go with their pixels"
+    for i in range(12): Image.fromarray(images(1, 20 + i, 24)[0]).save(tmp_path/f'{i}.png')
+    dls = pretrain_dls(tmp_path, size=12, bs=4, valid_pct=.25, device='cpu')
+    learn = gmml_learner(dls, 'vit_tiny_patch16_224', patch_size=2, model_args=TINY, blocks=(1, 2), path=tmp_path)
+    with learn.no_bar(): assert 'Total params' in str(learn.summary())
+    assert learn.predict(tmp_path/'3.png')['restored'].shape == (3, 12, 12)
+    with learn.no_bar(): assert learn.get_preds(dl=learn.dls.test_dl([tmp_path/'3.png', tmp_path/'4.png']))[0].shape == (2, 3, 12, 12)
+    learn.show_results(), learn.show_reconstructions(2, dl=learn.dls.test_dl([tmp_path/'3.png', tmp_path/'4.png']))
+    learn.export('m.pkl')
+    with pytest.warns(UserWarning): again = load_learner(tmp_path/'m.pkl')
+    with pytest.raises(ValueError, match='no images.*give it some'): again.predict(tmp_path/'3.png')
+    again.dls = dls
+    assert torch.equal(again.predict(tmp_path/'3.png')['restored'], learn.predict(tmp_path/'3.png')['restored'])

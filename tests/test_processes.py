@@ -4,9 +4,13 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.callback.core import CancelBatchException
+from fastai.metrics import F1Score, RocAuc, accuracy
 from fastai.torch_core import get_model
 from safetensors.numpy import load_file
-from gmml_nb.data import pretrain_dls
+from gmml_nb.ablations import Experiment
+from gmml_nb.data import finetune_dls, pretrain_dls
+from gmml_nb.evaluate import TrackFeatures, features
+from gmml_nb.finetune import finetune_learner
 from gmml_nb.pretrain import GlobalMean, all_processes, gmml_learner
 from common import code, ranks
 
@@ -78,7 +82,7 @@ def test_two_processes_see_disjoint_halves(accelerated):
     for x, y in zip(a['epochs'], b['epochs']):
         assert len(x) == len(y) == 24 and not set(x) & set(y) and len(set(x) | set(y)) == 48
     assert a['epochs'][0] != a['epochs'][1]
-    for x, y in zip(a['held_out'], b['held_out']): assert not set(x) & set(y) and len(set(x) | set(y)) == 12
+    for x, y in zip(a['held_out'], b['held_out']): assert not set(x) & set(y) and len(set(x) | set(y)) == 12   # each predicts a half
     assert set(a['epochs'][0]) | set(b['epochs'][0]) | set(a['held_out'][0]) | set(b['held_out'][0]) == set(range(60))
 
 
@@ -106,6 +110,46 @@ def test_torchrun_and_the_console_script_itself(accelerated, photos, tmp_path):
     a, b = load_file(accelerated[0]/'enc/model.safetensors'), load_file(tmp_path/'enc/model.safetensors')
     assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
+
+# One measurement ---------------------------------------------------------------------------------------------------
+
+def measured(folder):
+    "What a run measures, on the way and afterwards: pretraining with 11 held-out images, fine-tuning with 13, and an experiment. Rates of 0: the weights are the same on any number"
+    tiny,res = dict(embed_dim=16, depth=2, num_heads=2),{}
+    x = np.random.default_rng(0).integers(0, 256, (55, 8, 8, 3)).astype(np.uint8)*np.linspace(.2, 1, 55).reshape(-1, 1, 1, 1)
+    x,y = x.astype(np.uint8),np.arange(55) % 3
+    def outside(pred, clean, mask): return ((pred - clean).abs()*~mask).mean((1, 2, 3)).mean()
+    labelled = finetune_dls((x, y), size=8, bs=4, recipe=None, valid_pct=13/55, device='cpu')
+    learn = gmml_learner(pretrain_dls(x, size=8, bs=4, valid_pct=.2, device='cpu'), 'vit_tiny_patch16_224', patch_size=2, blocks=(1, 2), model_args=tiny,
+                         lr=1e-12, lr_end=0., metrics=outside, cbs=TrackFeatures(labelled, k=5))
+    f = finetune_learner(labelled, None, arch='vit_tiny_patch16_224', model_args=dict(tiny, patch_size=2), lr=1e-12, lr_end=0., lr_start=0.,
+                         metrics=[accuracy, F1Score(average='macro'), RocAuc()])
+    with learn.no_bar(), learn.no_logging(), f.no_bar(), f.no_logging():
+        with all_processes(learn):
+            learn.fit_gmml(1, estimate=False)
+            res['pretraining'] = list(learn.recorder.values[-1][1:])
+        res['validate'] = list(learn.validate())
+        with all_processes(f):
+            f.fit_finetune(1)
+            res['fine-tuning'],res['inside'] = list(f.recorder.values[-1][1:]),f.get_preds()[0]
+        res['fine-tuned'],res['preds'],res['train'] = list(f.validate()),f.get_preds(),f.get_preds(ds_idx=0)[0]
+        res['features'] = features(f, labelled.valid)
+    e = Experiment(method='random', data='digits', size=8, patch_size=2, labels=10, images=20, finetune_epochs=1, finetune_bs=10, augment='crop', model_args=tiny,
+                   finetune=dict(lr=1e-12, lr_end=0., lr_start=0.))
+    res['experiment'] = {k: v for k,v in e.run(folder).items() if k in ('value', 'images_tested')}
+    return res
+
+def flat(o): return [v for p in (o.values() if isinstance(o, dict) else o) for v in flat(p)] if isinstance(o, (dict, list, tuple)) else torch.as_tensor(o).double().flatten().tolist()
+
+def test_measured_numbers_are_those_of_one_process(tmp_path):
+    "11, 13 and 42 images do not divide by two or three; what is said of them does not change"
+    one = measured(tmp_path/'one')
+    for n in (2, 3):
+        def run(): torch.save(measured(tmp_path/f'{n}_{os.environ["RANK"]}'), tmp_path/f'{n}_{os.environ["RANK"]}.pt')
+        assert [code(p) for p in ranks(run, n)] == [0]*n
+        for r in range(n):
+            got = torch.load(tmp_path/f'{n}_{r}.pt', weights_only=False)
+            for k in one: assert np.allclose(flat(got[k]), flat(one[k]), atol=1e-6, rtol=1e-6), (n, r, k, got[k], one[k])
 
 # One mean --------------------------------------------------------------------------------------------------------
 
