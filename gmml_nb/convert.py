@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .checkpoint import Checkpoint, damage
 from .vit import resolve_arch
-from .weights import write_model
+from .weights import prepared, write_model
 from .pretrain import Recipe
 
 # %% ../nbs/94_convert.ipynb #e870c115
@@ -193,21 +193,19 @@ def open_source(
     source, # File or folder
 ) -> tuple: # Checkpoint, and what is known of it: `arch`, `model_args`, `stats`, `gmml`
     "Read a checkpoint, and what lies beside it in a folder of ours"
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if not folder.is_dir(): return read_checkpoint(folder), {}
-    if not (folder/'config.json').exists():
-        whole = [o for o in Checkpoint(folder).found if not damage(o)]
-        if not whole: raise ValueError(f'{folder} has no config.json and no whole checkpoint: give a file, an exported folder, or the folder of checkpoint=')
-        folder = whole[0]
-    cfg = json.loads((folder/'config.json').read_text())
-    if 'architecture' in cfg:
-        pre = cfg['pretrained_cfg']
-        facts = dict(arch=cfg['architecture'], model_args=cfg.get('model_args', {}), stats=(pre['mean'], pre['std']), gmml=cfg.get('gmml', {}))
-    else:
-        facts = {k: cfg[k] for k in ('arch', 'model_args', 'stats') if cfg.get(k)}
-        if 'method' in cfg: facts['gmml'] = dict(method=cfg['method'], recipe={k: cfg[k] for k in asdict(Recipe()) if k in cfg},
-                                                 epochs=int(folder.name.split('_')[1]), images=cfg['images'])
-    return read_checkpoint(folder/'model.safetensors'), facts
+    if (folder/'model.safetensors').exists() and 'architecture' in (cfg := json.loads((folder/'config.json').read_text())):
+        return read_checkpoint(folder/'model.safetensors'), dict(prepared(folder), arch=cfg['architecture'], model_args=cfg.get('model_args', {}), gmml=cfg.get('gmml', {}))
+    ck = Checkpoint(folder if not (folder/'state.pt').exists() else folder.parent)
+    whole = [o for o in ([ck.finished, *ck.found] if ck.folder == folder else [folder]) if o.is_dir() and not damage(o)]
+    if not whole: raise ValueError(f'{folder} has no config.json and no whole checkpoint: give a file, an exported folder, or the folder of checkpoint=')
+    cfg,n = json.loads((whole[0]/'config.json').read_text()),whole[0].name.split('_')
+    facts = {k: cfg[k] for k in ('arch', 'model_args', 'stats', 'depth', 'resize') if cfg.get(k)}
+    if 'method' in cfg: facts['gmml'] = dict(method=cfg['method'], recipe={k: cfg[k] for k in asdict(Recipe()) if k in cfg},
+                                             epochs=int(n[1]) if len(n) > 1 else cfg['n_epoch'], images=cfg.get('images'))
+    return ck.weights(whole[0]), facts
+
 
 # %% ../nbs/94_convert.ipynb #baabd2e7
 def empty_vit(
@@ -271,5 +269,6 @@ def convert_checkpoint(
     check_fit(rows, group, prefix, own, arch)
     model.load_state_dict({k: group[prefix + k] for k in own})
     about = dict(file=Path(source).name, **(dict(epochs=ckpt['epoch']) if isinstance(ckpt.get('epoch'), int) else {}), normalisation=assumed)
-    write_model(model, folder, stats, args, **(dict(gmml=facts['gmml']) if facts.get('gmml') else dict(source=about)))
+    kept = {k: facts[k] for k in ('depth', 'resize', 'crop_pct') if facts.get(k) is not None}
+    write_model(model, folder, stats, args, mean_pool=bool(facts.get('gmml')), **kept, **(dict(gmml=facts['gmml']) if facts.get('gmml') else dict(source=about)))
     return conversion_report(rows, model, arch, assumed)

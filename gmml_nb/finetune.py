@@ -12,6 +12,7 @@ __all__ = ['FINETUNE_RECIPES', 'FinetuneRecipe', 'TrainLoss', 'SmoothLabels', 's
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+import fastai.vision.learner   # `plot_top_losses` of images
 import numpy as np
 import torch
 from torch import nn

@@ -14,7 +14,7 @@ import timm, torch
 from fastcore.basics import listify, patch
 from huggingface_hub import hf_hub_download
 from pathlib import Path
-from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed_nhwc, resample_patch_embed
+from timm.layers import build_sincos2d_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -55,7 +55,7 @@ def model_place(
     near = [str(o.parent) for o in sorted(folder.parent.glob('*/config.json'))]
     near,what = difflib.get_close_matches(str(folder), near, 2, .6), f'no such folder here: {text!r}'
     if kind != 'local-dir' and folder.name == text:
-        names = timm.list_models(module='vision_transformer') + timm.list_models(module='deit')
+        names = [o for m in ('vision_transformer', 'deit') for o in timm.list_models(module=m) if not o.startswith('test')]
         near += difflib.get_close_matches(plain.split('.')[0], names, 4, .5)
         what += ', and timm has no architecture of that name'
     raise ValueError(f'{what}. ' + (f'The nearest: {", ".join(near)}' if near else
@@ -70,7 +70,7 @@ def read_config(
     if kind == 'hub':
         try: where = Path(hf_hub_download(*where.split('@')[:1], 'config.json', revision=(where.split('@') + [None])[1])).parent
         except Exception as e: raise ValueError(f'{folder} cannot be fetched: {type(e).__name__}: {str(e).splitlines()[0]}') from e
-    elif list(where.glob('epoch_*_batch_*')) or where.name.startswith('epoch_') and (where/'state.pt').exists():
+    elif (where/'state.pt').exists() or list(where.glob('*/state.pt')):
         raise ValueError(f"{where} holds checkpoints of a run, to go on with, and no exported model: convert_checkpoint({str(where)!r}, "
                          "'encoder') makes one of the latest")
     need = ['config.json'] if kind == 'hub' else ['config.json', 'model.safetensors']
@@ -173,8 +173,11 @@ def resample_positions(
     "A position embedding for another grid"
     n = pos.shape[1] - math.prod(old)
     if n < 0: raise ValueError(f'a position embedding of {pos.shape[1]} places is none of a grid of {old[0]} x {old[1]}')
-    grid = resample_abs_pos_embed_nhwc(pos[:,n:].unflatten(1, tuple(old)), list(new))  # (1, gh, gw, d)
-    return torch.cat([pos[:,:n], grid.flatten(1, 2)], 1)
+    if tuple(old) == tuple(new): return pos
+    grid = pos[:,n:].mT.unflatten(2, tuple(old)).float().contiguous()                      # (1, d, gh, gw); as a view, PyTorch gets a grid one patch wide wrong
+    grid = nn.functional.interpolate(grid, tuple(new), mode='bicubic', antialias=True)
+    return torch.cat([pos[:,:n], grid.flatten(2).mT.to(pos.dtype)], 1)
+
 
 # %% ../nbs/20_vit.ipynb #401d993a
 def load_pretrained(

@@ -79,7 +79,7 @@ def stored_encoder(
     if kind != 'folder':
         vit = timm_model(encoder, pretrained=True, num_classes=0)
         return name, args, vit.state_dict(), vit
-    with torch.random.fork_rng(devices=[]), torch.device('meta'): vit = timm_model(name, num_classes=0, **args)
+    with torch.random.fork_rng(devices=[]), torch.device('meta'): vit = timm_model(f'timm/{name}', num_classes=0, **args)
     return name, args, load_file(where/'model.safetensors'), vit
 
 # %% ../nbs/48_weights.ipynb #50930cf6
@@ -190,7 +190,7 @@ def load_encoder(
     own = args.get('in_chans', 3)
     if in_chans not in (None, own) and state is not None:
         raise ValueError(f'images have {in_chans} channels, the encoder was made for {own}: pass in_chans={own} to the DataLoaders')
-    model = timm_model(name, num_classes=n_classes, drop_path_rate=drop_path, **{**args, 'in_chans': in_chans or own})
+    model = timm_model(f'timm/{name}', num_classes=n_classes, drop_path_rate=drop_path, **{**args, 'in_chans': in_chans or own})
     if isinstance(model, VisionTransformer): image_geometry(model)
     if not n_classes and 'global_pool' not in (model_args or {}): model,_ = as_features(model)
     if state is not None and weights: match_tensors(model, state, getattr(getattr(vit, 'patch_embed', None), 'grid_size', None))

@@ -1,5 +1,5 @@
 "A model leaves and comes in: timm alone, ONNX Runtime, the hub, and other people's checkpoints"
-import argparse, base64, json, os, pickle, re, subprocess, sys, threading
+import argparse, base64, json, os, pickle, re, struct, subprocess, sys, threading, zlib
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +12,8 @@ from gmml_nb.convert import convert_checkpoint, read_checkpoint
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.export import export_onnx, export_program, push_to_hub, write_card
 from gmml_nb.finetune import finetune_learner
-from gmml_nb.weights import load_encoder
+from gmml_nb.evaluate import features
+from gmml_nb.weights import load_encoder, prepared
 from gmml_nb.pretrain import gmml_learner
 from gmml_nb.vit import GMMLEncoder
 
@@ -65,7 +66,7 @@ def test_an_encoder_in_a_program_that_imports_timm_only(pre, folder, tmp_path):
     x = images()
     with torch.no_grad(): want = vit_of(pre).forward_features(x)
     got = by_timm_alone(f'local-dir:{folder}', x, tmp_path)
-    assert torch.equal(got['tokens'], want) and torch.equal(got['out'], want[:, 0])
+    assert torch.equal(got['tokens'], want) and torch.allclose(got['out'], want[:, 1:].mean(1), atol=1e-6)   # the patches' mean, no class token
 
 def test_a_classifier_in_a_program_that_imports_timm_only(fine, classifier, tmp_path):
     x = images()
@@ -91,7 +92,7 @@ def test_fastai_loaders(tmp_path):
     "Their normalisation is that of a transform"
     for i in range(12): Image.fromarray(np.random.RandomState(i).randint(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path/f'{"ab"[i%2]}{i}.png')
     from fastai.vision.all import Normalize, imagenet_stats
-    from gmml_nb.export import image_stats
+    from gmml_nb.weights import image_stats
     kw = dict(bs=4, device='cpu', seed=0, valid_pct=.4)
     dls = ImageDataLoaders.from_name_func(tmp_path, sorted(tmp_path.glob('*.png')), lambda o: o[0], batch_tfms=Normalize.from_stats(*imagenet_stats), **kw)
     learn = finetune_learner(dls, None, arch=ARCH, model_args=dict(TINY, patch_size=4))
@@ -109,6 +110,66 @@ def test_cards(folder, classifier):
         assert f"local-dir:{o.name}'" in card.text and str(o.parent) not in card.text
         assert f"pretraining: images | {cfg['gmml']['images']}" in card.text and 'pretraining: epochs | 1' in card.text
     assert 'fine-tuning: hours | 0.1' in card.text and card.data.eval_results[0].metric_value == round(cfg['finetune']['results']['accuracy'], 4)
+
+def test_one_vector_everywhere(pre, folder):
+    "timm's output, `features` and `load_encoder` agree; fine-tuning still reads the class token; transformers stops at a second num_classes"
+    f,_ = features(folder, pre.dls.valid)
+    mean,std = prepared(folder)['stats']
+    x = (pre.dls.valid.dataset.batch(range(len(f)))[0].as_subclass(torch.Tensor).float()/255 - torch.tensor(mean).view(-1, 1, 1))/torch.tensor(std).view(-1, 1, 1)
+    with torch.no_grad():
+        assert torch.allclose(timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(x), f, atol=1e-6)
+        assert torch.allclose(load_encoder(folder).eval()(x), f, atol=1e-6)
+    cfg = json.loads((folder/'config.json').read_text())
+    assert cfg['global_pool'] == 'avg' and 'num_classes' not in cfg['model_args'] and cfg['num_classes'] == 0
+    assert load_encoder(folder, 2).global_pool == 'token' and 'output | one vector: the mean of the patches' in write_card(folder).read_text()
+
+# A file, and what is made of it -------------------------------------------------------------------------------------
+
+def picture(i, side=(40, 60)):
+    y,x = np.mgrid[0:side[0], 0:side[1]]
+    return np.stack([4*x + i, 3*y, (x*y + 17*i) % 256], -1).clip(0, 255).astype(np.uint8)
+
+def turned(): o = Image.Exif(); o[274] = 6; return o
+def alpha(im, v): im = im.copy(); im.putalpha(Image.fromarray(np.broadcast_to(np.uint8(v), im.size[::-1]))); return im
+GREY = picture(2)[..., 0].astype(np.uint16)
+RGB = Image.fromarray(picture(1))
+FILES = {'plain.png': (RGB, {}), 'wide.jpg': (Image.fromarray(picture(3, (33, 97))), {}), 'phone.jpg': (RGB, dict(exif=turned())), 'logo.png': (alpha(RGB, np.arange(60)*4), {}),
+    'clear.gif': (RGB.quantize(8), dict(transparency=3)), 'palette.png': (RGB.quantize(16), {}), 'deep.png': (Image.fromarray(GREY*100), {}), 'dark.tif': (Image.fromarray(GREY), {}),
+    'turned.tif': (Image.fromarray(GREY*7), dict(tiffinfo={274: 6})), 'white.tif': (Image.fromarray(GREY*9), dict(tiffinfo={262: 0})), 'float.tif': (Image.fromarray(GREY.astype(np.float32)/300), {}),
+    'int.tif': (Image.fromarray(GREY.astype(np.int32)*1000), {}), 'grey.jpg': (RGB.convert('L'), {}), 'print.jpg': (RGB.convert('CMYK'), {}), 'fax.png': (RGB.convert('1'), {}),
+    'grey_clear.png': (alpha(RGB.convert('L'), 128), {}), 'infrared.tif': (alpha(RGB, np.arange(60) + 90), {}), 'other.webp': (RGB, dict(lossless=True))}
+
+def colour_16(path, a):
+    "A PNG of 16 bits a channel, which Pillow cannot write"
+    part = lambda k, b: struct.pack('>I', len(b)) + k + b + struct.pack('>I', zlib.crc32(k + b))
+    rows = b''.join(b'\0' + o.astype('>u2').tobytes() for o in a)
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + part(b'IHDR', struct.pack('>IIBBBBB', a.shape[1], a.shape[0], 16, {3: 2, 4: 6}[a.shape[2]], 0, 0, 0)) + part(b'IDAT', zlib.compress(rows)) + part(b'IEND', b''))
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    d = tmp_path_factory.mktemp('files')
+    for k,(im,kw) in FILES.items(): im.save(d/k, **kw)
+    a = picture(5).astype(np.uint16)*99
+    colour_16(d/'colour.png', a), colour_16(d/'colour_clear.png', np.concatenate([a, a[..., :1]*2], -1))
+    return sorted(d.iterdir())
+
+@pytest.mark.parametrize('kw', [dict(resize='crop', crop_pct=.875), dict(resize='squish', in_chans=1), dict(resize='pad', depth={'16-bit': [0, 30000], 'float': [0, 1.]})], ids=lambda o: o['resize'])
+def test_a_file_means_the_same_to_the_learner_and_to_the_cards_program(kw, files, tmp_path):
+    for i in range(8):
+        (tmp_path/'im'/'ab'[i%2]).mkdir(exist_ok=True, parents=True)
+        Image.fromarray(picture(i)).save(tmp_path/'im'/'ab'[i%2]/f'{i}.png')
+    learn = finetune_learner(finetune_dls(tmp_path/'im', size=(16, 24), bs=4, recipe=None, device='cpu', **kw), None, arch=ARCH, model_args=dict(TINY, patch_size=8), lr=.05)
+    with learn.no_bar(), learn.no_logging(): learn.fit_finetune(1)
+    folder = learn.export_classifier(tmp_path/'c')
+    text = re.search(r'```python\n(.*?)```', write_card(folder).read_text(), re.S)[1].replace('local-dir:c', f'local-dir:{folder}')
+    for f in files:
+        names = {}
+        exec(text.replace('photo.png', str(f)), names)
+        x,y = names['x'],names['y']
+        ours = learn.dls.test_dl([f]).one_batch()[0].as_subclass(torch.Tensor)
+        assert (x - ours).abs().max() < 1e-5, f.name
+        with learn.no_bar(): name,_,p = learn.predict(f)
+        with torch.no_grad(): assert torch.allclose(names['model'](x).softmax(1)[0], p.as_subclass(torch.Tensor), atol=1e-5) and [name] == y, f.name
 
 # Without Python -----------------------------------------------------------------------------------------------------
 

@@ -1,22 +1,28 @@
 "Fine-tuning: where the encoder comes from, what is refused, rates by depth, freezing, mixing, and fastai's own tools"
-import hashlib, json
+import hashlib, json, shutil, tempfile
 from dataclasses import fields
 from functools import lru_cache
 import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-import numpy as np, pytest, torch
+import numpy as np, pytest, timm, torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.interpret import ClassificationInterpretation
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy, top_k_accuracy
 from fastai.vision.data import ImageDataLoaders
 from functools import partial
+from pathlib import Path
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
+from timm.layers import resample_abs_pos_embed
 from gmml_nb.data import finetune_dls, pretrain_dls
-from gmml_nb.finetune import FINETUNE_RECIPES, FinetuneRecipe, SmoothLabels, MixupCutmix, finetune_learner
-from gmml_nb.weights import load_encoder
+from gmml_nb import export   # `export_classifier`
+from gmml_nb.finetune import FINETUNE_RECIPES, FinetuneRecipe, SmoothLabels, MixupCutmix, as_loss, finetune_learner, ready_loss
+from gmml_nb.vit import GMMLEncoder, resample_positions
+from gmml_nb.weights import load_encoder, write_model
 from gmml_nb.pretrain import gmml_learner
 
 ARCH,TINY = 'vit_tiny_patch16_224', dict(embed_dim=16, depth=3, num_heads=2, patch_size=2)
@@ -73,7 +79,7 @@ CHANGED = dict(
 @lru_cache(maxsize=None)
 def run_with(settings): return digest(fit(learner(**json.loads(settings))).model)
 
-def test_every_field_is_covered(): assert list(CHANGED) == [f.name for f in fields(FinetuneRecipe)]
+def test_every_field_is_covered(): assert [*CHANGED, 'crop_pct'] == [f.name for f in fields(FinetuneRecipe)]   # the last is about held-out images alone
 
 @pytest.mark.parametrize('name', CHANGED)
 def test_every_field_changes_the_run(name):
@@ -87,7 +93,7 @@ def test_smoothing_without_mixing():
 def test_recipe_is_that_of_deit():
     r = FINETUNE_RECIPES['deit']
     want = dict(lr=5e-4, wd=.05, warmup=5, lr_start=1e-6, lr_end=1e-5, drop_path=.1, mixup=.8, cutmix=1., switch=.5, smoothing=.1,
-                layer_decay=1., freeze=0)
+                layer_decay=1., freeze=0, crop_pct=224/256)
     assert {k: getattr(r, k) for k in want} == want
 
 def test_same_seed_same_weights():
@@ -111,7 +117,26 @@ def test_folder_and_learner_give_the_same(source, folder, capsys):
     assert not same(body(fit(a).model), source.model.encoder.vit.state_dict())
     assert same(body(b.model), source.model.encoder.vit.state_dict())   # the learner that it came from is not trained along
 
-def test_path_as_text(folder): assert digest(learner(str(folder)).model) == digest(learner(folder).model)
+def test_every_way_to_name_a_folder(folder, monkeypatch):
+    want = digest(learner(folder).model)
+    monkeypatch.setenv('HOME', str(folder.parent)), monkeypatch.chdir(folder.parent)
+    for o in (str(folder), f'local-dir:{folder}', '~/enc', 'enc', 'enc/', './enc'): assert digest(learner(o).model) == want, o
+
+def test_a_name_that_is_both(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path/ARCH), monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f'local-dir:{ARCH}.* or .timm/{ARCH}'): learner(ARCH)
+    assert digest(learner(f'local-dir:{ARCH}').model) == digest(learner(folder).model)
+
+def test_folders_that_are_no_encoders(folder, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(ValueError, match='no such folder here: .enk., and timm has no.*The nearest: enc'): learner('enk')
+    (tmp_path/'ck'/'epoch_00001_batch_000000').mkdir(parents=True)
+    for o in (tmp_path/'ck', tmp_path/'ck'/'epoch_00001_batch_000000'):
+        (tmp_path/'ck'/'epoch_00001_batch_000000'/'state.pt').touch()
+        with pytest.raises(ValueError, match='checkpoints of a run.*convert_checkpoint'): learner(o)
+    with pytest.raises(ValueError, match='does not pretrain'): learner(learner(folder))
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(ValueError, match='hf-hub:me/none cannot be fetched'): learner('hf-hub:me/none')
 
 def test_nothing_gives_random_weights(capsys):
     a = learner()
@@ -128,17 +153,78 @@ def test_trained_weights_are_no_random_start_for_the_head(folder):
     a,b = learner(folder),learner(folder, seed=1)
     assert same(body(a.model), body(b.model)) and not torch.equal(a.model.head.weight, b.model.head.weight)
 
-@pytest.mark.parametrize('size', [6, 12, (12, 8)], ids=str)
-def test_position_embedding_of_another_size(source, folder, size):
-    dls = finetune_dls(images(size=12), size=size, bs=8, recipe=None, device='cpu')
-    model = learner(folder, dls).model
-    h,w = (size, size) if isinstance(size, int) else size
-    old,new = source.model.encoder.vit.pos_embed.detach(),model.pos_embed.detach()
-    assert new.shape == (1, 1 + h//2*(w//2), 16) and torch.equal(new[:,0], old[:,0])
-    grid = lambda o, gh, gw: o[:,1:].transpose(1, 2).unflatten(2, (gh, gw))
-    want = F.interpolate(grid(old, 4, 4), (h//2, w//2), mode='bicubic', antialias=True, align_corners=False)
-    assert torch.allclose(grid(new, h//2, w//2), want, atol=1e-4)
-    fit(learner(folder, dls), 1)
+SIZES = [(4, 8), (8, 4), (8, 16), (8, 8), (16, 4), (12, 6), (32, 2)]
+
+@pytest.mark.parametrize('kind', [{}, dict(class_token=False), dict(no_embed_class=True), dict(reg_tokens=2), dict(dynamic_img_size=True)], ids=lambda o: ' '.join(o) or 'plain')
+def test_any_grid_to_any_other(kind, tmp_path):
+    "Against an interpolation of the map itself, and timm's own where the old grid is square"
+    torch.manual_seed(0)
+    args = dict(TINY, depth=1, **kind)
+    for old in SIZES:
+        vit = GMMLEncoder(ARCH, 1, img_size=old, **args)
+        folder,pos = write_model(vit.vit, tmp_path/'e', ([.5]*3, [.5]*3), vit.model_args),vit.vit.pos_embed.detach()
+        gh,gw = (o//2 for o in old)
+        n = pos.shape[1] - gh*gw
+        for new in SIZES:
+            got,grid = load_encoder(folder, 2, img_size=new).pos_embed.detach(),tuple(o//2 for o in new)
+            want = F.interpolate(pos[:,n:].mT.unflatten(2, (gh, gw)), grid, mode='bicubic', antialias=True) if grid != (gh, gw) else pos[:,n:].mT.unflatten(2, grid)
+            assert torch.equal(got[:,:n], pos[:,:n]) and torch.allclose(got[:,n:].mT.unflatten(2, grid), want, atol=1e-6), (old, new)
+            if gh == gw and grid != (gh, gw) and grid[1] > 1: assert torch.allclose(got, resample_abs_pos_embed(pos, list(grid), num_prefix_tokens=n), atol=1e-6)
+
+def test_pretraining_goes_on_at_another_grid(tmp_path):
+    "timm itself would take the square root"
+    a = GMMLEncoder(ARCH, 1, img_size=(4, 16), **dict(TINY, depth=1))
+    folder = write_model(a.vit, tmp_path/'e', ([.5]*3, [.5]*3), a.model_args)
+    b = GMMLEncoder(f'local-dir:{folder}', 1, pretrained=True, img_size=(16, 4))
+    want = resample_positions(a.vit.pos_embed.detach(), (2, 8), (8, 2))
+    assert torch.equal(b.vit.pos_embed, want) and torch.equal(b.vit.blocks[0].mlp.fc1.weight, a.vit.blocks[0].mlp.fc1.weight)
+
+def test_places_of_prefix_tokens(folder):
+    "With and without a place for the class token: the same function; with and without the token itself: refused"
+    x,a = torch.randn(2, 3, 8, 8),load_encoder(folder, 3).eval()
+    b = load_encoder(folder, 3, model_args=dict(no_embed_class=True)).eval()
+    b.head.load_state_dict(a.head.state_dict())
+    assert a.pos_embed.shape[1] == b.pos_embed.shape[1] + 1
+    with torch.no_grad(): assert torch.allclose(a(x), b(x), atol=1e-5)
+    with pytest.raises(ValueError, match='has a class token, and the model none'): load_encoder(folder, 3, model_args=dict(class_token=False))
+    with pytest.raises(ValueError, match='reg_token .* against nothing'): load_encoder(folder, 3, model_args=dict(reg_tokens=2))
+
+POOLS = {'token': {}, 'avg of an encoder with a token': dict(ask=dict(global_pool='avg')), 'map of one with a token': dict(ask=dict(global_pool='map')), 'no class token': dict(enc=dict(class_token=False)),
+    'max, no class token': dict(enc=dict(class_token=False), ask=dict(global_pool='max')), 'attention': dict(arch='vit_base_patch16_siglip_224'),
+    'average behind a norm': dict(arch='vit_dwee_patch16_reg1_gap_256'), 'distilled': dict(arch='deit_tiny_distilled_patch16_224'), 'deit3': dict(arch='deit3_small_patch16_224'),
+    'registers': dict(arch='vit_small_patch14_reg4_dinov2')}
+
+@pytest.mark.parametrize('kind', POOLS)
+def test_every_pooling_trains_and_comes_back(kind, tmp_path):
+    "Pretrained, exported, fine-tuned, exported, loaded by timm: the same logits"
+    o = POOLS[kind]
+    args = {k: v for k,v in TINY.items() if k != 'patch_size'} | o.get('enc', {})
+    pre = gmml_learner(pretrain_dls(images(16)[0], size=8, bs=8, valid_pct=0, device='cpu'), o.get('arch', ARCH), patch_size=2, blocks=(2, 3), model_args=args)
+    folder = pre.export_encoder(tmp_path/'e')
+    dls,x = labelled(),torch.randn(2, 3, 8, 8)
+    vit = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    with torch.no_grad():
+        tokens = vit.norm(vit.forward_intermediates(x, 1, norm=False, output_fmt='NLC', intermediates_only=True)[0])
+        if kind != 'distilled': assert torch.allclose(vit(x), tokens.mean(1), atol=1e-6)
+    learn = finetune_learner(dls, folder, model_args=o.get('ask'), lr=.05)
+    want = o.get('ask', {}).get('global_pool') or ('avg' if vit.cls_token is None else 'token')
+    assert learn.model.global_pool == want and digest(learn.model) == digest(finetune_learner(dls, pre, model_args=o.get('ask')).model)
+    assert type(learn.model.norm).__name__ == 'LayerNorm'
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    fit(learn, 1)
+    learn.freeze()
+    head = {k for k,p in learn.model.named_parameters() if p.requires_grad}
+    assert {k for k in before if k.startswith('head')} <= head and not any(k.startswith(('blocks', 'cls', 'reg', 'dist', 'pos', 'patch', 'norm')) for k in head)
+    assert all(not torch.equal(v, before[k]) for k,v in learn.model.state_dict().items() if k.startswith('head'))
+    again = timm.create_model(f'local-dir:{learn.export_classifier(tmp_path/"c")}', pretrained=True).eval()
+    learn.model.eval()
+    with torch.no_grad(): assert torch.equal(again(x), learn.model(x))
+
+def test_poolings_that_cannot_be(folder, tmp_path):
+    no = GMMLEncoder(ARCH, 1, img_size=8, class_token=False, **TINY)
+    no = write_model(no.vit, tmp_path/'no', ([.5]*3, [.5]*3), no.model_args)
+    with pytest.raises(ValueError, match="no class token, take 'avg'"): learner(no, model_args=dict(global_pool='token'))
+    with pytest.raises(ValueError, match='distilled'): learner(arch='deit_tiny_distilled_patch16_224', model_args=dict(TINY, global_pool='avg'))
 
 def test_features_without_a_head(folder):
     vit = load_encoder(folder)
@@ -171,7 +257,7 @@ def test_label_free_batch(folder):
         finetune_learner(pretrain_dls(images()[0], size=8, bs=8, device='cpu'), folder)
 
 def test_no_such_folder():
-    with pytest.raises(ValueError, match='no folder nowhere/enc'): learner('nowhere/enc')
+    with pytest.raises(ValueError, match='no such folder here: .nowhere/enc'): learner('nowhere/enc')
 
 def test_folder_without_an_encoder(tmp_path):
     with pytest.raises(ValueError, match='config.json'): learner(tmp_path)
@@ -180,6 +266,15 @@ def test_typos():
     with pytest.raises(ValueError, match="no fine-tuning recipe 'diet'. Did you mean 'deit'"): learner(recipe='diet')
     with pytest.raises(ValueError, match="'layer_decy'. Did you mean 'layer_decay'"): learner(layer_decy=.5)
     with pytest.raises(ValueError, match='freeze=4 of 3 blocks: give 0 to 3, or -1'): learner(freeze=4)
+
+@pytest.mark.parametrize('kw,said', [(dict(learning_rate=.1), "Did you mean 'lr'"), (dict(epochs=3), r'fit_finetune\(3\)'), (dict(embed_dim=96), r'model_args=dict\(embed_dim='),
+    (dict(weight_decay=.1), "'wd'"), (dict(batch_size=4), 'finetune_dls'), (dict(lr=-1), 'lr=-1: give a number above 0'), (dict(smoothing=1.), 'smoothing=1.0: give a number'),
+    (dict(freeze=True), 'freeze=True: give a whole number'), (dict(mixup=-.1), 'mixup=-0.1: give'), (dict(layer_decay=2.), 'layer_decay=2.0: give'), (dict(drop_path=1.), 'drop_path=1.0: give'),
+    (dict(warmup='5'), "warmup='5': give"), (dict(crop_pct=0.), 'crop_pct=0.0: give'), (dict(loss_func=1), 'loss_func=1: give a function'),
+    (dict(arch='resnet18', model_args={}), 'must be a timm VisionTransformer'), (dict(model_args=dict(TINY, num_heads=3)), 'num_heads=3 does not divide embed_dim=16: take 2 or 4'),
+    (dict(model_args=dict(TINY, patch_size=3)), r'img_size=\(8, 8\) is not a multiple of the patch \(3, 3\): take \(9, 9\)'), (dict(model_args=dict(TINY, global_pool='mean')), 'There are: token, avg')], ids=str)
+def test_what_a_tired_person_types(kw, said):
+    with pytest.raises(ValueError, match=said): learner(**kw)
 
 # Rates by depth, freezing ------------------------------------------------------------------------------------------
 
@@ -284,6 +379,141 @@ def test_odd_last_batch_of_one():
     learn = fit(learner(dls=both), 2)
     assert np.isfinite([float(o) for o in learn.recorder.losses]).all()
 
+# The loss ----------------------------------------------------------------------------------------------------------
+
+def constant(pred, y): return 0*pred.sum() + 7
+def margin(pred, y): return F.multi_margin_loss(pred, y)
+W = torch.tensor([1., 2., 3., 1000.])
+LOSSES = dict(weights=CrossEntropyLossFlat(weight=W), module=nn.CrossEntropyLoss(weight=W, label_smoothing=.1), focal=FocalLossFlat(gamma=2., weight=W),
+              smoothing=LabelSmoothingCrossEntropyFlat(), own=margin, constant=constant, function=F.cross_entropy, summed=CrossEntropyLossFlat(reduction='sum'))
+MIXES = dict(mixing={}, smoothing=dict(mixup=0., cutmix=0.), plain=dict(mixup=0., cutmix=0., smoothing=0.))
+
+def first_loss(**kw): return float(fit(learner(**kw), 1).recorder.losses[0])
+
+@pytest.mark.parametrize('mix', MIXES)
+@pytest.mark.parametrize('name', LOSSES)
+def test_any_loss_trains_and_validates(name, mix):
+    "What is logged is the loss that was set, as an argument or later; the recipe smooths a cross-entropy without smoothing of its own"
+    given,later,f = learner(loss_func=LOSSES[name], **MIXES[mix]),learner(**MIXES[mix]),LOSSES[name]
+    later.loss_func = f
+    for l in (given, later): fit(l, 1)
+    assert digest(given.model) == digest(later.model) and (name in ('constant', 'function') or digest(given.model) != run_with(json.dumps(MIXES[mix])))
+    logged = given.recorder.values[-1][1]
+    with given.no_bar(): p,y,losses = given.get_preds(act=lambda o: o, with_loss=True)
+    p,y = p.as_subclass(torch.Tensor),y.as_subclass(torch.Tensor)
+    assert logged == pytest.approx(sum(len(o)*float(f(o, t)) for o,t in zip(p.split(8), y.split(8)))/len(y), rel=1e-3)   # fastai's mean over batches
+    assert len(losses) == len(y) and given.loss_func.decodes(p).shape == y.shape
+
+@pytest.mark.parametrize('smoothing', [0., .1])
+@pytest.mark.parametrize('weight', [None, W])
+def test_mixed_losses_are_the_mean_of_two(smoothing, weight):
+    "Against both classes' cross-entropies by hand, an image weighing what its class does"
+    learn = learner(loss_func=CrossEntropyLossFlat(weight=weight), cutmix=0., smoothing=smoothing, drop_path=0.)
+    cb,w = learn.mixup_cutmix,torch.ones(4) if weight is None else weight
+    learn.xb,learn.yb = learn.dls.train.one_batch()[:1],learn.dls.train.one_batch()[1:]
+    learn.xb,learn.yb = (learn.xb[0].as_subclass(torch.Tensor),),(learn.yb[0].as_subclass(torch.Tensor),)
+    x,y = learn.xb[0],learn.yb[0]
+    loss = cb.training_loss(learn.loss_func)
+    cb.before_batch()
+    i = int((y != y.flip(0)).nonzero()[0])
+    lam = ((learn.xb[0][i] - x.flip(0)[i])/(x[i] - x.flip(0)[i])).nanmedian()
+    p = torch.randn(len(y), 4)
+    def mean(t): return (w[t]*F.cross_entropy(p, t, reduction='none', label_smoothing=smoothing)).sum()/w[t].sum()
+    assert loss(p, learn.yb[0]).item() == pytest.approx((lam*mean(y) + (1 - lam)*mean(y.flip(0))).item(), rel=1e-3)
+
+def test_rare_classes_count_with_weights():
+    "One image in ten, weighed up, is found; the others are not given up for it"
+    x,y = images(80)
+    y = [int(i % 10 == 0) for i in range(80)]
+    x = np.where(np.array(y)[:,None,None,None] == 1, 255 - x//2, x//2).astype(np.uint8)
+    for mix in MIXES.values():
+        dls = finetune_dls((x, y), size=8, bs=16, recipe=None, device='cpu')
+        learn = fit(finetune_learner(dls, None, arch=ARCH, model_args=TINY, loss_func=CrossEntropyLossFlat(weight=torch.tensor([1., 1000.])), lr=.3, **mix), 12)
+        with learn.no_bar(): p,t = learn.get_preds()
+        assert (p.argmax(1) == t)[t == 1].all() and (p.argmax(1) == t).float().mean() > .5
+
+@pytest.mark.parametrize('f,said', [(1, 'loss_func=1'), (CrossEntropyLossFlat, 'give a function'), (CrossEntropyLossFlat(weight=torch.ones(3)), r'logits \(bs, 4\)'), (lambda p, y: 7., 'returns 7.0'),
+    (nn.CrossEntropyLoss(reduction='none'), r'tensor of shape \(2,\)'), (nn.BCEWithLogitsLoss(), 'does not take logits'), (nn.NLLLoss(), 'take CrossEntropyLossFlat')], ids=range(7))
+def test_losses_that_cannot_be(f, said):
+    with pytest.raises(ValueError, match=said): learner(loss_func=f)
+    learn = learner()
+    with pytest.raises(ValueError, match=said):
+        learn.loss_func = f
+        fit(learn, 1)
+
+def test_weights_come_to_the_device():
+    "`meta` stands for a GPU"
+    for f in (CrossEntropyLossFlat(weight=W), FocalLossFlat(weight=W.clone()), as_loss(partial(F.cross_entropy, weight=W))):
+        with pytest.raises(ValueError): ready_loss(f, 3, 'meta')       # moved, then tried
+        own = f.func.keywords if isinstance(f.func, partial) else vars(f.func) | dict(f.func.named_buffers())
+        assert own['weight'].device.type == 'meta'
+
+def test_an_interrupted_run_leaves_the_loss_alone():
+    class Stop(Callback):
+        def after_batch(self): raise KeyboardInterrupt
+    for mix in MIXES.values():
+        learn,own = learner(loss_func=margin, **mix),None
+        own = learn.loss_func
+        with pytest.raises(KeyboardInterrupt), learn.added_cbs(Stop()): fit(learn, 1)
+        with learn.no_bar(): learn.validate()
+        assert learn.loss_func is own
+        fit(learn, 1)
+        assert learn.loss_func is own
+
+@pytest.mark.parametrize('cb', [MixUp, CutMix])
+@pytest.mark.parametrize('mix', ['mixing', 'smoothing'])
+def test_mixing_of_fastai_instead(cb, mix, capsys):
+    learn = learner(**MIXES[mix])
+    own = learn.loss_func
+    with learn.no_bar(), learn.no_logging(): learn.fit_finetune(1, cbs=cb(.5))
+    assert 'step aside' in capsys.readouterr().out and learn.loss_func is own
+    fit(learn, 1)
+    assert 'step aside' not in capsys.readouterr().out
+
+# How images are prepared -------------------------------------------------------------------------------------------
+
+def encoder_of(stats, **kw):
+    vit = GMMLEncoder(ARCH, 1, img_size=8, **TINY)
+    return write_model(vit.vit, Path(tempfile.mkdtemp())/'e', stats, vit.model_args, **kw)
+
+def test_the_encoders_normalisation_is_taken_and_said(capsys):
+    far,near = ([.9]*3, [.5]*3),[[float(v) + .001 for v in o] for o in labelled().stats]
+    dls = labelled()
+    learner(encoder_of(far), dls)
+    assert np.allclose(dls.stats[0], .9) and 'normalisation of the encoder is taken: mean (0.90 0.90 0.90)' in capsys.readouterr().out
+    learner(encoder_of(near), dls := labelled())
+    assert np.allclose(dls.stats[0], near[0]) and 'normalisation' not in capsys.readouterr().out
+    learner(encoder_of(far), dls := labelled(stats=([.1]*3, [.2]*3)))
+    assert np.allclose(dls.stats[0], .1) and 'normalisation of the loaders is kept: mean (0.10 0.10 0.10)' in capsys.readouterr().out
+    learner(None, dls := labelled())
+    assert torch.equal(dls.stats[0], labelled().stats[0]) and 'normalisation' not in capsys.readouterr().out
+
+def test_resize_and_depth_of_the_encoder(tmp_path, capsys):
+    for i in range(8):
+        (tmp_path/'ab'[i%2]).mkdir(exist_ok=True)
+        Image.fromarray((np.arange(160).reshape(10, 16)*(i + 1)).astype(np.uint16)).save(tmp_path/'ab'[i%2]/f'{i}.png')
+    e = encoder_of(([.5]*3, [.5]*3), resize='squish', depth={'16-bit': [0, 5000]})
+    make = lambda **kw: finetune_dls(tmp_path, size=8, bs=2, recipe=None, valid_pct=.5, device='cpu', **kw)
+    dls = make()
+    before = dls.valid.one_batch()[0].clone()
+    learn = learner(e, dls)
+    said = capsys.readouterr().out
+    assert (dls.resize, dls.depth) == ('squish', {'16-bit': [0, 5000]}) and 'resize of the encoder is taken: squish' in said and 'depth of the encoder is taken' in said
+    assert not torch.equal(dls.valid.one_batch()[0], before)
+    learner(e, dls := make(resize='pad', depth={'16-bit': [0, 1500]}))
+    said = capsys.readouterr().out
+    assert (dls.resize, dls.depth) == ('pad', {'16-bit': [0, 1500]}) and 'resize of the loaders is kept: pad' in said and 'depth of the loaders is kept' in said
+    cfg = json.loads((learn.export_classifier(tmp_path/'c')/'config.json').read_text())
+    assert cfg['depth'] == {'16-bit': [0, 5000]} and cfg['pretrained_cfg']['crop_mode'] == 'squash'
+
+@pytest.mark.parametrize('loaders,kw,want', [(dict(recipe='crop'), {}, 224/256), (dict(recipe='crop'), dict(crop_pct=.9), .9), (dict(recipe='crop', crop_pct=1.), {}, 1.),
+    (dict(recipe='crop', crop_pct=1.), dict(crop_pct=.9), .9), (dict(recipe='crop'), dict(recipe=FinetuneRecipe(crop_pct=.8)), .8), ({}, {}, 1.), ({}, dict(crop_pct=.9), .9)], ids=str)
+def test_how_much_of_held_out_images_is_shown(loaders, kw, want, folder, tmp_path):
+    learn = learner(folder, labelled(**loaders), **kw)
+    assert learn.dls.crop_pct == learn.recipe.crop_pct == pytest.approx(want)
+    cfg = json.loads((learn.export_classifier(tmp_path/'c')/'config.json').read_text())
+    assert cfg['pretrained_cfg']['crop_pct'] == pytest.approx(want) and cfg['finetune']['recipe']['crop_pct'] == pytest.approx(want)
+
 # fastai's own tools ------------------------------------------------------------------------------------------------
 
 def test_metrics_and_confusion(tmp_path):
@@ -317,9 +547,10 @@ def pngs(tmp_path_factory):
         Image.fromarray(x).save(root/y/f'{i}.png')
     return root
 
-def test_loaders_of_fastai(pngs, folder, tmp_path):
+def test_loaders_of_fastai(pngs, folder, tmp_path, capsys):
     dls = ImageDataLoaders.from_folder(pngs, valid_pct=.25, bs=8, seed=1, num_workers=0, device='cpu')
     learn = finetune_learner(dls, folder, path=tmp_path, lr=.05)
+    assert 'normalisation of the loaders is kept' in capsys.readouterr().out
     assert learn.model.head.weight.shape == (4, 16)
     fit(learn, 2)
     with learn.no_bar():
@@ -327,9 +558,47 @@ def test_loaders_of_fastai(pngs, folder, tmp_path):
         ClassificationInterpretation.from_learner(learn).plot_confusion_matrix()
         assert learn.predict(next(pngs.rglob('*.png')))[0] in dls.vocab
 
-def test_other_loops_of_fastai(folder):
-    learn = learner(folder)
-    before = digest(learn.model)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
-    assert digest(learn.model) != before
-    with learn.no_bar(): assert learn.lr_find(num_it=12, show_plot=False).valley > 0
+def test_other_loops_of_fastai(folder, capsys):
+    for f in (lambda l: l.fit_one_cycle(1, 1e-3, wd=.2), lambda l: l.fit(1, 1e-3, wd=.2), lambda l: l.fit_flat_cos(1, 1e-3, wd=.2), lambda l: l.fine_tune(1, wd=.2)):
+        learn = learner(folder)
+        before = digest(learn.model)
+        with learn.no_bar(), learn.no_logging(): f(learn)
+        assert digest(learn.model) != before and all(p.requires_grad for p in learn.model.parameters())
+        for g,h in zip(learn.opt.param_lists, learn.opt.hypers):
+            for p in g: assert h['wd'] == (.2 if p.ndim == 2 or p.ndim == 4 else 0)
+    with learn.no_bar(): found = learn.lr_find(num_it=12, show_plot=False)
+    assert f'lr={found.valley*512/8:.2g}, which is for 512 images (here are 8)' in capsys.readouterr().out
+
+def test_frozen_and_thawed(folder):
+    "By the recipe and by fastai's methods: the same marks, and one undoes the other"
+    head,every = ['head.weight', 'head.bias'],[k for k,_ in learner(folder).model.named_parameters()]
+    def trains(l): return [k for k,p in l.model.named_parameters() if p.requires_grad]
+    def moved(l):
+        before = {k: v.clone() for k,v in l.model.state_dict().items()}
+        return [k for k,v in fit(l, 2).model.state_dict().items() if not torch.equal(v, before[k])]
+    a,b = (learner(folder, lr=.05, mixup=0., cutmix=0., drop_path=0., **kw) for kw in (dict(freeze=-1), {}))
+    b.freeze()
+    for l in (a, b):
+        assert trains(l) == head == moved(l)
+        l.unfreeze()
+        assert trains(l) == every == moved(l)
+        l.freeze_to(-2)
+        assert trains(l) == [k for k in every if k.startswith(('blocks.2', 'norm', 'head'))] == moved(l)
+    with pytest.raises(ValueError, match='embedding, 3 blocks, head'): a.freeze_to(5)
+
+def test_every_door_of_a_learner(folder, tmp_path):
+    "What the chapter's table does not try: each public method is tried here, there, or is about the running of a loop"
+    learn = fit(learner(folder, labelled(recipe='crop'), path=tmp_path), 1)
+    with learn.no_bar():
+        p,y = learn.tta(n=2)
+        assert p.shape == (len(y), 4) and torch.allclose(p.sum(1), torch.ones(len(y)), atol=1e-5)
+        q,_ = learn.get_preds()
+        assert not torch.equal(p, q) and torch.equal(learn.tta(n=2)[0], p) and learn.tta(n=2, use_max=True)[0].shape == p.shape and torch.equal(learn.get_preds()[0], q)
+        with pytest.raises(ValueError, match="finetune_dls\\(recipe='light'\\)"): learner(folder).tta()
+        i = ClassificationInterpretation.from_learner(learn)
+        i.plot_top_losses(2), i.top_losses(2, items=True), i.show_results([0]), i.most_confused()
+        assert list(learn.validate(dl=learn.dls.test_dl(learn.dls.valid.items, with_labels=True))) == pytest.approx(list(learn.validate()))
+        assert 'Total params' in learn.summary()
+    from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+    with learn.no_bar(), learn.no_logging(): learn.fit_finetune(2, cbs=[SaveModelCallback(), EarlyStoppingCallback()])
+    with pytest.raises(ValueError, match='finetune_learner'): pretrained().fit_finetune(1)
