@@ -1,10 +1,14 @@
 "The commands as they are typed: --help, runs, settings, going on, and mistakes"
-import json, os, re, subprocess, sys, time
+import json, os, re, shutil, subprocess, sys, time
 from pathlib import Path
 import matplotlib; matplotlib.use('Agg')
 import numpy as np, pandas as pd, pytest, runpy, timm, torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from gmml_nb import cli
 from gmml_nb.cli import gmml_demo, gmml_finetune, gmml_pretrain
+from gmml_nb.data import finetune_dls
+from common import code as exit_code, ranks
 
 TINY = '--arch vit_tiny_patch16_224 --size 8 --patch-size 2 --embed-dim 24 --depth 2 --num-heads 2'.split()
 
@@ -50,42 +54,137 @@ def test_help(typed, name):
     assert code == 0 and not err and f'usage: {name}' in out
     flags = re.findall(r'^  (--[\w-]+)(?: \(\w+\))? +(.*)', out, flags=re.M)
     assert len(flags) > (1 if name == 'gmml_bench' else 9) and not [f for f,text in flags if len(text) < 10]
-    assert '(default:' in out and not re.findall(r'--\w+_\w+', out)
+    assert '(default:' in out and not re.findall(r'--\w+_\w+', out) and 'torchrun' in out and 'Returns' not in out
 
 
 def test_installed_command():
     "The script that pip wrote, and no warning of other packages on the way"
-    r = subprocess.run([Path(sys.executable).parent/'gmml_pretrain', 'no/such/folder'], capture_output=True, text=True, timeout=300)
-    assert r.returncode == 2 and r.stderr == 'error: no such folder: no/such/folder\n', r.stderr
+    env = {k: v for k,v in os.environ.items() if k != 'PYTHONWARNINGS'}
+    r = subprocess.run([Path(sys.executable).parent/'gmml_pretrain', 'no/such/folder'], capture_output=True, text=True, timeout=300, env=env)
+    assert r.returncode == 2 and r.stderr.startswith('error: no such folder') and r.stderr.count('\n') == 1, r.stderr
 
 
-def test_pretrain_writes_and_goes_on(typed, photos, tmp_path):
+CTRL_C = """
+import os, signal, sys
+sys.argv[0] = 'gmml_pretrain'
+class Stop:
+    def find_spec(self, name, *args):
+        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Stop())
+import gmml_nb.cli
+"""
+
+def test_ctrl_c_in_the_first_seconds(typed, photos, monkeypatch):
+    "While the imports go on, and while images are read: one line, and 130"
+    r = subprocess.run([sys.executable, '-c', CTRL_C], capture_output=True, text=True, timeout=100)
+    assert (r.returncode, r.stderr) == (130, 'stopped\n')
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, 'pretrain_dls', stop)
+    code, out, err = typed('gmml_pretrain', photos, *TINY)
+    assert (code, err) == (130, 'stopped\n')
+
+
+def files(folder): return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in Path(folder).rglob('*') if p.is_file()}
+
+
+def test_pretrain_writes_and_a_finished_run_is_left_alone(typed, photos, tmp_path):
     args = ['gmml_pretrain', photos, '--out', 'enc', '--in-chans', 1, '--epochs', 2, '--bs', 16, '--change', 'flip=0 crop=.5,1', *TINY]
     code, out, err = typed(*args)
     assert code == 0, err
     assert 'settings: data=' in out and "local-dir:enc'" in out
     o = json.loads((tmp_path/'enc/settings.json').read_text())
     assert o['command'] == 'gmml_pretrain' and o['options']['epochs'] == 2 and o['options']['bs'] == 16 and 'settings' not in o['options']
-    assert o['recipe']['crop'] == [.5, 1] and o['recipe']['blocks'] == [1, 2] and o['images'] == 43
+    assert o['recipe']['crop'] == [.5, 1] and o['recipe']['blocks'] == [1, 2] and o['images'] == 43 and o['finished']
     history = pd.read_csv(tmp_path/'enc/history.csv')
     assert list(history.columns) == ['epoch', 'train_loss', 'valid_loss'] and len(history) == 2 and not history.isna().any().any()
     assert Image.open(tmp_path/'enc/reconstructions.png').size[0] > 300
     model = timm.create_model(f'local-dir:{tmp_path/"enc"}', pretrained=True)
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 24) and len(model.blocks) == 2
-    weights = model.pos_embed.detach().clone()
+    assert [p.name for p in (tmp_path/'enc/checkpoint').iterdir()] == ['finished']
 
-    code, out, _ = typed(*args)   # all epochs are there
-    assert code == 0 and 'going on from' in out
-    assert len(pd.read_csv(tmp_path/'enc/history.csv')) == 2
-    assert torch.equal(timm.create_model(f'local-dir:{tmp_path/"enc"}', pretrained=True).pos_embed, weights)
-
-    code, out, err = typed(*args, '--bs', 8)
-    assert code == 2 and 'bs was 16 and is 8' in err and 'another run' in err
+    before = files(tmp_path/'enc')
+    code, out, _ = typed(*args)
+    assert code == 0 and 'enc is finished' in out and files(tmp_path/'enc') == before
+    for more, words in ((['--bs', 8], 'bs was 16 and is 8'), (['--lr', .05], 'lr was 0.0005 and is 0.05'), (['--epochs', 3], 'n_epoch was 2 and is 3')):
+        code, out, err = typed(*args, *more)
+        assert code == 2 and words in err and 'another --out' in err and files(tmp_path/'enc') == before
 
     code, out, err = typed('gmml_pretrain', '--settings', 'enc', '--out', 'enc2', '--epochs', 1)   # options given here win
     assert code == 0, err
     new = json.loads((tmp_path/'enc2/settings.json').read_text())['options']
     assert new == {**o['options'], 'out': 'enc2', 'epochs': 1}
+
+
+def test_killed_anywhere_it_goes_on(photos, tmp_path, monkeypatch):
+    "In training; after it, before anything is written; and with weights whose settings were not written any more"
+    go = lambda: gmml_pretrain(photos, out=tmp_path/'enc', arch='vit_tiny_patch16_224', size=8, patch_size=2, in_chans=1, embed_dim=24, depth=2, num_heads=2,
+                               epochs=2, bs=16, save_steps=1)
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    for where in ('train', 'export_encoder', 'show_reconstructions'):
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            if where == 'train': m.setattr(cli.NoteStart, 'after_batch', lambda self: stop() if self.train_iter > 2 else None, raising=False)
+            else: m.setattr(cli.Learner, where, stop)
+            go()
+        o = json.loads((tmp_path/'enc/settings.json').read_text())
+        assert not o['finished'] and o['options']['epochs'] == 2
+    go()
+    assert json.loads((tmp_path/'enc/settings.json').read_text())['finished'] and len(pd.read_csv(tmp_path/'enc/history.csv')) == 2
+
+
+def test_a_finished_classifier_answers_for_itself_alone(typed, photos, encoder, tmp_path):
+    "Another encoder under the same path, other images with as many classes, another augmentation: refused, and weights and settings stay"
+    enc, data = shutil.copytree(encoder, tmp_path/'enc'), shutil.copytree(photos, tmp_path/'data')
+    args = ['gmml_finetune', 'data', 'enc', '--out', 'cls', '--epochs', 1, '--bs', 10, '--augment', 'none']
+    assert typed(*args)[0] == 0
+    before = files(tmp_path/'cls')
+    def refused(*words, more=()):
+        code, out, err = typed(*args, *more)
+        assert code == 2 and all(o in err for o in words) and 'another --out' in err and files(tmp_path/'cls') == before, err
+    refused('augmentation was', more=['--augment', 'light'])
+    refused('smoothing was 0.1 and is 0.2', more=['--change', 'smoothing=.2'])
+    w = load_file(enc/'model.safetensors')
+    save_file({**w, 'norm.bias': w['norm.bias'] + 1}, enc/'model.safetensors')
+    refused('start_weights was')
+    shutil.copy(encoder/'model.safetensors', enc/'model.safetensors')
+    (data/'a').rename(data/'d')
+    refused("vocab was ['a', 'b', 'c'] and is ['b', 'c', 'd']")
+    (data/'d').rename(data/'a')
+    f = next((data/'a').iterdir())
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(f)
+    refused('images was')
+    shutil.copy(photos/'a'/f.name, f)
+    code, out, err = typed(*args)
+    assert code == 0 and 'cls is finished' in out and re.search(r'^validation \(\d+ images\): top-1', out, flags=re.M) and files(tmp_path/'cls') == before
+    shutil.rmtree(tmp_path/'cls/checkpoint')   # weights of which nothing tells what they are of
+    code, out, err = typed(*args)
+    assert code == 2 and 'cls holds a model' in err
+
+
+def test_where_the_images_are(typed, photos, tmp_path, monkeypatch):
+    "The commands' own folders are no images and no class; and they are not written among images"
+    data = shutil.copytree(photos, tmp_path/'data')
+    monkeypatch.chdir(data)
+    pre = ['gmml_pretrain', '.', '--in-chans', 1, '--epochs', 1, '--bs', 16, *TINY]
+    assert [typed(*pre)[0], typed(*pre)[0]] == [0, 0]
+    code, out, err = typed('gmml_finetune', '.', 'gmml_encoder', '--epochs', 1, '--bs', 10, '--augment', 'none')
+    assert code == 0 and json.loads(Path('gmml_classifier/settings.json').read_text())['vocab'] == ['a', 'b', 'c'], err
+    for out in ('.', 'a', 'a/00.png', 'gmml_encoder'):
+        code, _, err = typed('gmml_finetune', '.', 'gmml_encoder', '--out', out)
+        assert code == 2 and 'another --out' in err, err
+    assert not Path('settings.json').exists() and not Path('a/settings.json').exists()
+
+
+def test_measured_alike_on_two_processes(photos, encoder, tmp_path):
+    "13 held-out images, which two processes cannot share evenly: each is measured once, by the classifier that is written"
+    args = dict(epochs=1, bs=8, augment='none', valid_pct=.27, device='cpu')
+    assert [exit_code(p) for p in ranks(lambda: gmml_finetune(photos, encoder, out=tmp_path/'cls', **args))] == [0, 0]
+    o = json.loads((tmp_path/'cls/settings.json').read_text())
+    assert o['results']['validation']['images'] == 13 and (tmp_path/'cls/confusion.png').exists()
+    model = timm.create_model(f'local-dir:{tmp_path/"cls"}', pretrained=True).eval()
+    stats = [json.loads((encoder/'config.json').read_text())['pretrained_cfg'][k] for k in ('mean', 'std')]
+    dls = finetune_dls(photos, 8, 8, None, valid_pct=.27, in_chans=1, stats=stats, device='cpu')
+    with torch.no_grad(): right = torch.cat([model(x).argmax(1) == y for x,y in dls.valid])
+    assert len(right) == 13 and abs(right.double().mean().item() - o['results']['validation']['top_1']) < 1e-6
 
 
 def test_same_settings_same_weights(encoder, tmp_path):
@@ -95,7 +194,7 @@ def test_same_settings_same_weights(encoder, tmp_path):
 
 
 def test_finetune(typed, photos, encoder, tmp_path):
-    args = ['gmml_finetune', photos, '--encoder', encoder, '--out', 'cls', '--labels', 30, '--epochs', 5, '--bs', 10, '--lr', .1,
+    args = ['gmml_finetune', photos, f'local-dir:{encoder}', '--out', 'cls', '--labels', 30, '--epochs', 5, '--bs', 10, '--lr', .1,
             '--augment', 'none', '--change', 'mixup=0 cutmix=0', '--valid-pct', .25]
     code, out, err = typed(*args)
     assert code == 0, err
@@ -113,6 +212,7 @@ def test_finetune(typed, photos, encoder, tmp_path):
     pre = json.loads((encoder/'config.json').read_text())['pretrained_cfg']
     assert list(cfg['mean']) == pre['mean'] and list(cfg['std']) == pre['std']
     x = torch.stack([torch.from_numpy(np.array(Image.open(f)))[None]/255 for f in sorted(photos.rglob('*.png'))])
+    assert cfg['crop_pct'] == 1   # no crop in training, none afterwards
     learn = gmml_finetune(settings=tmp_path/'cls', out=tmp_path/'again')   # and the same settings give the same classifier
     with torch.no_grad(): assert torch.allclose(model((x - mean)/std), learn.model.eval()((x - mean)/std), atol=1e-5)
 
@@ -148,12 +248,12 @@ def test_demo(typed, tmp_path):
 
 
 def test_demo_of_a_folder(typed, photos, tmp_path):
-    code, out, err = typed('gmml_demo', '--data', photos, '--seeds', 1, '--epochs', 1, '--finetune-epochs', 1, '--size', 16, '--depth', 2,
+    code, out, err = typed('gmml_demo', photos, '--seeds', 1, '--epochs', 1, '--finetune-epochs', 1, '--size', 16, '--depth', 2,
                            '--starts', 'random', '--results', 'r.jsonl', '--labels', 6)
     assert code == 0, err
     row, = [json.loads(l) for l in (tmp_path/'r.jsonl').read_text().splitlines()]
     e = row['experiment']
-    assert e['method'] == 'random' and e['patch_size'] == 8 and e['data'] == str(photos)
+    assert e['method'] == 'random' and e['patch_size'] == 8 and e['data'] == str(photos) and 'seed=0' in out
 
 
 @pytest.fixture
@@ -186,9 +286,12 @@ def out_of(name, typed, *args):
     ('PHOTOS --recipe papr', "Did you mean 'paper'"), ('PHOTOS --size 9', 'not a multiple of the patch'), ('PHOTOS --blocks 1,3', '2 blocks'),
     ('PHOTOS --blocks one', 'whole numbers'), ('PHOTOS --change noise=1.5', '1.5'), ('PHOTOS --change crop', 'name=value'),
     ('PHOTOS --change flipp=0', "Did you mean 'flip'"), ('PHOTOS --change alien=noize', "Did you mean 'noise'"), ('PHOTOS --arch resnet50', 'VisionTransformer'),
-    ('PHOTOS --arch vit_tinny_patch16_224', 'vit_tiny_patch16_224'), ('PHOTOS --num-heads 5', 'timm cannot build'), ('PHOTOS --epochs 0', 'epochs=0'),
+    ('PHOTOS --arch vit_tinny_patch16_224', 'vit_tiny_patch16_224'), ('PHOTOS --num-heads 5', 'num_heads=5 does not divide'), ('PHOTOS --epochs 0', 'epochs=0'),
     ('PHOTOS --valid-pct 1', 'valid_pct=1'), ('PHOTOS --bs 0', 'bs=0'), ('PHOTOS --device cuda:99', 'cuda:99'), ('PHOTOS --settings none.json', 'none.json'),
-    ('PHOTOS --on-error skpi', 'skpi'), ('PHOTOS --epochs many', 'invalid int value'), ('PHOTOS --root x', 'folder of a dataset')])
+    ('PHOTOS --on-error skpi', 'skpi'), ('PHOTOS --epochs many', 'invalid int value'), ('PHOTOS --root x', 'folder of a dataset'),
+    ('PHOTOS --lr -1', 'lr=-1'), ('PHOTOS --workers -1', 'workers=-1'), ('PHOTOS --depth 0', 'depth=0'), ('PHOTOS --save-minutes 0', 'minutes=0'), ('PHOTOS --change crop=50,100', 'crop='),
+    ('PHOTOS --resize stretch', 'squish'), ('PHOTOS more', 'a word too many'), ('PHOTOS --learning-rate .1', "Did you mean '--lr'"), ('PHOTOS --batch-size 8', "Did you mean '--bs'"),
+    ('PHOTOS --patch_sise 8', "Did you mean '--patch-size'"), ('PHOTOS --mask-ratio .75', 'noise='), ('PHOTOS --flip 0', '--change "flip=..."'), ('PHOTOS --resume', 'goes on')])
 def test_pretrain_mistakes(typed, bad, photos, args, words):
     err = out_of('gmml_pretrain', typed, *args.replace('PHOTOS', str(photos)).split()[:1], *TINY, *args.split()[1:])
     assert words in err
@@ -200,7 +303,8 @@ def test_broken_images_are_all_named(typed, bad):
 
 
 @pytest.mark.parametrize('args, words', [
-    ('--encoder nowhere/enc', 'no folder'), ('--encoder ENC --embed-dim 48', 'match'), ('--encoder ENC --labels 2', 'labels=2'),
+    ('--encoder nowhere/enc', 'no such folder here'), ('nowhere', 'no such folder here'), ('ENC --embed-dim 48', 'match'), ('ENC --mixup 0', '--change "mixup=..."'), ('ENC --lr 0', 'lr=0'),
+    ('ENC --change layer_decay=2', 'layer_decay=2'), ('--encoder ENC --labels 2', 'labels=2'),
     ('--encoder ENC --augment diet', "Did you mean 'deit'"), ('--encoder ENC --in-chans 3', 'channels'), ('--encoder ENC --change mixupp=0', "Did you mean 'mixup'"),
     ('--encoder ENC --freeze 5', 'freeze=5'), ('--encoder EMPTY', 'config.json'), ('--encoder ENC --size 9', 'not a multiple of the patch')])
 def test_finetune_mistakes(typed, bad, photos, encoder, args, words):
@@ -210,14 +314,43 @@ def test_finetune_mistakes(typed, bad, photos, encoder, args, words):
 
 def test_unlabelled_images(typed, bad, photos):
     assert 'not in a folder named after their class' in out_of('gmml_finetune', typed, photos/'a')
-    err = out_of('gmml_demo', typed, '--data', photos/'a')
+    err = out_of('gmml_demo', typed, photos/'a')
     assert 'one folder of images for each class' in err and 'gmml_pretrain' in err
 
 
-@pytest.mark.parametrize('args, words', [('--starts random,gml', "Did you mean 'gmml'"), ('--seeds 0', 'seeds=0'), ('--held-out tset', "Did you mean 'test'"),
+@pytest.mark.parametrize('args, words', [('--starts random,gml', "Did you mean 'gmml'"), ('--seeds 0', 'seeds=0'), ('--labels 0', 'labels=0'), ('--epoch 0', 'epochs=0'), ('--held-out tset', "Did you mean 'test'"),
                                          ('--size 9', 'not a multiple of the patch'), ('--images 9999', '9999')])
 def test_demo_mistakes(typed, bad, args, words):
     assert words in out_of('gmml_demo', typed, *args.split())
+
+
+def test_home_folder(typed, photos, tmp_path, monkeypatch):
+    "`~` in every option that is a path"
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    shutil.copytree(photos, tmp_path/'home/photos')
+    code, out, err = typed('gmml_pretrain', '~/photos', '--out=~/enc', '--checkpoint=~/ck', '--in-chans', 1, '--epochs', 1, '--bs', 16, *TINY)
+    assert code == 0, err
+    assert (tmp_path/'home/enc/config.json').exists() and (tmp_path/'home/ck/finished').exists() and not (tmp_path/'~').exists()
+    code, out, err = typed('gmml_finetune', '--settings=~/enc')
+    assert 'is of gmml_pretrain' in err and 'home/enc' in err
+    code, out, err = typed('gmml_demo', '~/photos', '--results=~/r.jsonl', '--starts', 'random', '--seeds', 1, '--finetune-epochs', 1, '--size', 16, '--depth', 1, '--labels', 6, '--out=~/demo')
+    assert code == 0 and (tmp_path/'home/r.jsonl').exists() and not (tmp_path/'~').exists(), err
+
+
+def test_a_name_that_is_both(typed, tmp_path, photos):
+    "A data set, and a folder here"
+    shutil.copytree(photos, tmp_path/'digits')
+    for name in ('gmml_pretrain', 'gmml_finetune', 'gmml_demo'):
+        code, out, err = typed(name, 'digits', *TINY)
+        assert code == 2 and './digits' in err, err
+
+
+def test_sweep_mistakes(typed, bad, photos):
+    for args, words in (('', 'SWEEP is missing'), ('corrupton', "Did you mean 'corruption'"), ('methods --base flower', "Did you mean 'flowers'"),
+                        ('methods --change epoch=3', "Did you mean 'epochs'"), (f'methods --data {photos} --out {photos}', 'is the folder of the images')):
+        code, out, err = typed('gmml_sweep', *args.split())
+        assert code == 2 and words in err and not Path('runs').exists(), err
+    assert "Did you mean 'memory'" in typed('gmml_bench', 'step,memroy')[2]
 
 
 def test_settings_of_another_command(typed, encoder, tmp_path):
