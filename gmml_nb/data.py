@@ -26,7 +26,8 @@ from fastcore.basics import chunked, noop, patch
 from .augment import Augment, centre_crop, own_seeds
 from .cache import check_cache, fits_in_ram, load_stored, on_device
 from .datasets import as_labelled, as_unlabelled, class_names, class_order, read_source
-from .images import (Unreadable, _say, as_8bit, as_float, as_images, check_resize, decode_files, fit_batch,
+from .images import (Unreadable, _say, as_8bit, as_float, as_images, black_and_white, check_resize, deep_kind,
+                            decode_files, fit_batch,
                             fit_image, from_pil,
                             image_moments, image_sizes, image_suffixes, in_threads, measure_depth, plain_image,
                             read_image, read_stored,
@@ -57,6 +58,22 @@ def squeezed(o, store, in_chans, depth=None):
     img = as_picture(o, in_chans, None, depth)
     small = img if img.size == store[::-1] else img.resize(store[::-1], Image.Resampling.BICUBIC)
     return np.array(from_pil(small)), img.size[::-1]
+
+# %% ../nbs/00_data.ipynb #70d4d46d
+def depth_of_items(
+    items: list, # training images
+) -> dict | None: # as `measure_depth` gives it
+    "What is black and white in deep pictures, files or not"
+    others = [o for o in items if not isinstance(o, (str, Path))]
+    if not others: return measure_depth(items)
+    opened = lambda o: o() if callable(o) else o
+    kind = deep_kind(o) if isinstance(o := opened(others[0]), Image.Image) else None
+    if callable(others[0]): others[0].held = o # decoded once
+    if kind is None: return None
+    ends = [np.asarray(opened(o)) for o in others]
+    black, white = black_and_white(min(o.min() for o in ends), max(o.max() for o in ends))
+    _say(f"{len(others):,} {kind} pictures: black is {black:g}, white {white:g}")
+    return {kind: [black, white]}
 
 # %% ../nbs/00_data.ipynb #b003a472
 class ImageSet:
@@ -343,6 +360,7 @@ def _file_channels(in_chans):
 # %% ../nbs/00_data.ipynb #7ab7b409
 def _load_pictures(items, size, store, c, cache, on_error, depth, device):
     "`_load` of Pillow images and rows of datasets"
+    if depth is None: depth = depth_of_items(items)
     hw = np.array([o.size[::-1] for o in items if isinstance(o, Image.Image)]).reshape(-1, 2)
     most = hw.max(0, initial=1) if len(hw) == len(items) else (10**9, 10**9) # of rows it is not known
     if store is None: store = tuple(max(1, min(3*s//2, int(o))) for s, o in zip(size, most))
@@ -625,7 +643,7 @@ def _labelled_sets(ds, splits, size, recipe, seed, in_chans, stats, cache, on_er
     crop_pct, array = _check_crop(crop_pct, recipe), _is_array(ds.items)
     x = _channels(as_images(ds.items), in_chans) if array else None
     c = x.shape[1] if array else _file_channels(in_chans)
-    if not array and depth is None: depth = measure_depth([o for o in _take(ds.items, splits[0]) if isinstance(o, str)])
+    if not array and depth is None: depth = depth_of_items(_take(ds.items, splits[0]))
     first = (torch.full((c,), .5), torch.full((c,), .25)) if stats is None else _check_stats(stats, c)
     sets = [LabelledSet(x[o] if array else _take(ds.items, o), ds.labels[o], size, c, first, ds.vocab, recipe, k == 0,
                         seed,

@@ -392,9 +392,8 @@ def parts_of(
     folds = [o for o in names if re.fullmatch(r'(fold|split|cv)?[ _-]?\d+', str(o).lower())]
     say = lambda o: ', '.join(map(repr, o[:5])) + (', ...' if len(o) > 5 else '')
     if folds and (is_split or len(folds) == len(names) and str(folds[0])[0] in 'fFsScC'):
-        raise ValueError(f"{where}: {say(names)} number parts, and do not say which is held out: give a column "
-                         f"'split' of "
-                         "'train', 'valid' and 'test', such as np.where(df.fold == 0, 'valid', 'train'), or folders "
+        raise ValueError(f"{where}: {say(names)} number parts, and do not say which is held out: give a column 'split' "
+                         "of 'train', 'valid' and 'test', such as np.where(df.fold == 0, 'valid', 'train'), or folders "
                          "of these names")
     if not found and not is_split and not ('train' in looks and len(looks) > 1): return None
     if odd and not is_split and not looks and (found == {'train'} or {o.lower() for o in names if roles[o]} <= _SHORT):
@@ -418,8 +417,8 @@ class Source(NamedTuple):
 
 class Row:
     "A picture of a dataset, decoded when it is called"
-    def __init__(self, ds, i, col=None): self.ds, self.i, self.col = ds, i, col
-    def __call__(self): return opened(picture_of(self.ds[self.i], self.col))
+    def __init__(self, ds, i, col=None): self.ds, self.i, self.col, self.held = ds, i, col, None
+    def __call__(self): return opened(picture_of(self.ds[self.i], self.col)) if self.held is None else self.held
     def __repr__(self): return f'row {self.i} of {type(self.ds).__name__}'
 
 def opened(o):
@@ -435,8 +434,12 @@ def picture_of(row, col=None):
 # %% ../nbs/04_datasets.ipynb #9cad2178
 def is_array(o):
     return isinstance(o, (np.ndarray, torch.Tensor)) and getattr(o.dtype, 'kind', 'f') not in 'OUS' and o.ndim > 0
-# by place, whatever the index
-def as_list(o): return list(o.tolist() if hasattr(o, 'tolist') and not isinstance(o, list) else o)
+def looks_like_image(o):
+    if isinstance(o, str): return os.path.splitext(o)[1].lower() in image_suffixes()
+    return isinstance(o, (Image.Image, os.PathLike))
+
+def as_list(o): # by place, whatever the index
+    return list(o.tolist() if hasattr(o, 'tolist') and not isinstance(o, list) else o)
 
 def find_files(
     paths, # strings or paths
@@ -559,7 +562,7 @@ LABEL_COLUMNS = ('label labels class target category class_name label_name tag t
                  'coarse_label').split()
 # words of a column's name that say it is one
 SPLIT_COLUMNS = {*'split splits subset partition fold folds kfold'.split()}
-MAYBE = {*'set usage phase stage mode dataset group part'.split()} # names of columns that are one if their values are
+MAYBE = {*'set usage phase stage mode'.split()} # names of columns that are one if their values are
 
 def flags(values): # as bools, or None where they are anything else
     yes = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False, 'yes': True, 'no': False}
@@ -632,11 +635,8 @@ def from_table(cols, get, where, base=None, image=None, label=None, rows=None, s
     low = {str(c).lower().strip(): c for c in cols}
     splits, used = table_splits(low, get, where)
     rest = [c for c in cols if c not in used]
-    def looks(o): # like an image
-        if isinstance(o, str): return os.path.splitext(o)[1].lower() in image_suffixes()
-        return isinstance(o, (Image.Image, os.PathLike))
     image = image or next((low[o] for o in IMAGE_COLUMNS if o in low), None)
-    if image is None: image = next((c for c in rest if any(map(looks, get(c)[:1]))), None)
+    if image is None: image = next((c for c in rest if any(map(looks_like_image, get(c)[:1]))), None)
     if image is None:
         raise ValueError(f"{where}: none of its columns {list(cols)} has images: call it 'image', and the one with "
                          f"labels 'label'")
@@ -711,14 +711,16 @@ def from_torchvision(ds):
     return res._replace(names=named(res.names, getattr(ds, 'classes', None)))
 
 # %% ../nbs/04_datasets.ipynb #8d6213bd
-def from_hub(ds):
+def from_hub(ds, idxs):
     "`Source` of a dataset of Hugging Face's, by its columns"
     features = getattr(ds, 'features', None) or {}
     image = next((c for c, f in features.items() if type(f).__name__ == 'Image'), None)
     label = next((c for c, f in features.items() if type(f).__name__ == 'ClassLabel'), None)
-    get = lambda c: named(as_list(ds[c]), getattr(features.get(c), 'names', None))
+    def get(c):
+        values = as_list(ds[c])
+        return named([values[i] for i in idxs], getattr(features.get(c), 'names', None))
     return from_table(list(ds.column_names), get, type(ds).__name__, image=image, label=label,
-                      rows=lambda c: [Row(ds, i, c) for i in range(len(ds))])
+                      rows=lambda c: [Row(ds, i, c) for i in idxs])
 
 # %% ../nbs/04_datasets.ipynb #aa7d4273
 HOLD = 2**30 # bytes of pictures that are kept when rows are read for their labels
@@ -758,7 +760,7 @@ def from_dataset(ds, labels=True):
     # torch's Subset
     while hasattr(ds, 'indices') and hasattr(ds, 'dataset'): idxs, ds = [int(ds.indices[i]) for i in idxs], ds.dataset
     if not len(idxs): raise ValueError(f"{type(ds).__name__} without rows: no images")
-    if hasattr(ds, 'column_names'): return from_hub(ds)
+    if hasattr(ds, 'column_names'): return from_hub(ds, idxs)
     res = from_torchvision(ds)
     if res is None: return read_rows(ds, idxs, labels)
     if res.splits and len(idxs) != len(ds):
@@ -779,6 +781,7 @@ def is_pair(o):
 
 # %% ../nbs/04_datasets.ipynb #5f491903
 def from_pair(images, labels, path):
+    "`Source` of images and their labels"
     for o in (images, labels):
         if isinstance(o, tuple) and len(o) == 2 and is_array(o[0]) and o[0].ndim > 2:
             raise ValueError("two pairs of images and labels: give them as dict(train=(x, y), test=(x2, y2))")
@@ -787,7 +790,11 @@ def from_pair(images, labels, path):
         raise ValueError(f"labels are a list; this is a {type(labels).__name__}")
     names = as_list(labels.to_numpy() if hasattr(labels, 'columns') else labels)
     if len(s.items) != len(names): raise ValueError(f"{len(s.items)} images but {len(names)} labels")
-    return s._replace(names=names, splits=None, folder=None)
+    o = names[0]
+    if looks_like_image(o):
+        raise ValueError(f"the second of a pair is labels, and {o!r:.80} looks like an image: give all images in one "
+                         f"list")
+    return s._replace(names=names, folder=None)
 
 # %% ../nbs/04_datasets.ipynb #685609fb
 def from_dict(d, path, labels):

@@ -133,6 +133,11 @@ def test_loaders_adopt_what_an_encoder_was_trained_with(photos, recipe):
         if new.keys() <= {'stats'}: assert dls.valid.dataset.kept is was
     with pytest.raises(ValueError, match='divide them by 255'): dls.adopt(([123.]*3, [58.]*3))
 
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, files): self.files = files
+    def __len__(self): return len(self.files)
+    def __getitem__(self, i): return Image.open(self.files[i])
+
 def test_depth_of_the_files_goes_along(tmp_path):
     "12 bits in 16: measured on the training images, and adopted"
     for i in range(8): Image.fromarray(np.full((16, 16), 500*(i+1), np.uint16)).save(tmp_path/f'{i}.png')
@@ -140,6 +145,9 @@ def test_depth_of_the_files_goes_along(tmp_path):
     kw = dict(size=16, bs=2, recipe=None, valid_pct=.25, device='cpu', stats=([.5]*3, [.5]*3))
     dls = finetune_dls((files, ['a', 'b']*4), **kw)
     assert dls.depth and dls.given == {'stats'} and pretrain_dls(files, size=16, bs=2, valid_pct=0, device='cpu').depth == {'16-bit': [0, 4000]}
+    for o in ([Image.open(f) for f in files], Pictures(files)):   # in memory, or in a dataset
+        assert torch.equal(finetune_dls((o, ['a', 'b']*4), **kw).valid.one_batch()[0], dls.valid.one_batch()[0])
+        assert pretrain_dls(o, size=16, bs=2, valid_pct=0, device='cpu', cache=None).depth == {'16-bit': [0, 4000]}
     half = {'16-bit': [0, 65535]}
     want = finetune_dls((files, ['a', 'b']*4), depth=half, **kw)
     assert want.depth == half and want.given == {'stats', 'depth'} and not torch.equal(want.valid.one_batch()[0], dls.valid.one_batch()[0])

@@ -91,6 +91,7 @@ SOURCES = dict(
     both=lambda f: ConcatDataset([Rows(f[:4]), Rows(f[4:])]),
     image_folder=lambda f: torchvision.datasets.ImageFolder(Path(f[0]).parents[1], transform=torchvision.transforms.ToTensor()),
     hub=lambda f: Hub(f),
+    part_of_hub=lambda f: Subset(Hub(f), [6, 1, 0, 7]),
     folders=lambda f: [Path(f[0]).parent, str(Path(f[-1]).parent)],
 )
 
@@ -288,6 +289,12 @@ def test_dict_of_splits(files):
     assert [len(o) for o in ds.splits.values()] == [4, 2, 2] and ds.items.shape == (8, 8, 8) and len(as_unlabelled(dict(train=x, test=x))[0]) == 4
     ds = as_labelled(dict(train=Hub(files), test=Hub(files[:2])))
     assert [len(o) for o in ds.splits.values()] == [8, 2] and ds.vocab == ['a', 'b']
+
+def test_splits_of_a_pair(files):
+    df = pd.DataFrame(dict(path=files, split=['train', 'test']*4))
+    assert {k: len(v) for k, v in as_labelled((df, [*map(label, files)])).splits.items()} == dict(train=4, test=4)
+    for make in (pretrain_dls, finetune_dls):
+        with pytest.raises(ValueError, match='looks like an image'): make((files[:4], files[4:]), **KW)
 
 def test_list_of_divided_folders(tmp_path):
     dirs = [tree(tmp_path/o, 'train', 'test') for o in ('one', 'two')]
