@@ -472,14 +472,10 @@ class Sweep:
             for v in variants:
                 e = change(base, seed=s, **{k: o for k,o in v.items() if k not in WORDS})
                 self.runs.setdefault(e.id, (e, {k: v[k] for k in self.by}))
+        self.names = {o: k for k,(e,_) in self.runs.items() for o in e.names}   # under which they may be in the results
     def __repr__(self): return f'{len(self.runs)} runs by {", ".join(self.by)}, {len(self.runs) - len(self.todo)} finished in {self.results}'
 
 # %% ../nbs/70_ablations.ipynb #5c948746
-@patch(as_prop=True)
-def names(self:Sweep) -> dict: # {name in a line: name of a run}
-    "Under which names the runs may be in the results"
-    return {o: k for k,(e,_) in self.runs.items() for o in e.names}
-
 @patch(as_prop=True)
 def todo(self:Sweep) -> list: # of `Experiment`
     "What has no line in the results"

@@ -196,7 +196,8 @@ def open_source(
     folder = Path(source).expanduser()
     if not folder.is_dir(): return read_checkpoint(folder), {}
     if (folder/'model.safetensors').exists() and 'architecture' in (cfg := json.loads((folder/'config.json').read_text())):
-        return read_checkpoint(folder/'model.safetensors'), dict(prepared(folder), arch=cfg['architecture'], model_args=cfg.get('model_args', {}), gmml=cfg.get('gmml', {}))
+        return read_checkpoint(folder/'model.safetensors'), dict(
+            prepared(folder), arch=cfg['architecture'], model_args=cfg.get('model_args', {}), gmml=cfg.get('gmml', {}))
     ck = Checkpoint(folder if not (folder/'state.pt').exists() else folder.parent)
     whole = [o for o in ([ck.finished, *ck.found] if ck.folder == folder else [folder]) if o.is_dir() and not damage(o)]
     if not whole: raise ValueError(f'{folder} has no config.json and no whole checkpoint: give a file, an exported folder, or the folder of checkpoint=')
@@ -270,5 +271,6 @@ def convert_checkpoint(
     model.load_state_dict({k: group[prefix + k] for k in own})
     about = dict(file=Path(source).name, **(dict(epochs=ckpt['epoch']) if isinstance(ckpt.get('epoch'), int) else {}), normalisation=assumed)
     kept = {k: facts[k] for k in ('depth', 'resize', 'crop_pct') if facts.get(k) is not None}
-    write_model(model, folder, stats, args, mean_pool=bool(facts.get('gmml')), **kept, **(dict(gmml=facts['gmml']) if facts.get('gmml') else dict(source=about)))
+    write_model(model, folder, stats, args, mean_pool=bool(facts.get('gmml')), **kept,
+                **(dict(gmml=facts['gmml']) if facts.get('gmml') else dict(source=about)))
     return conversion_report(rows, model, arch, assumed)

@@ -22,7 +22,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from .checkpoint import what_ran
-from .vit import model_place
+from .vit import model_place, timm_model
 from .weights import image_stats, read_config, write_model
 from .pretrain import RECIPES
 from .finetune import FINETUNE_RECIPES
@@ -154,7 +154,9 @@ def card_data(
 _HOME = 'https://github.com/gmml-nb/gmml_nb'
 
 # %% ../nbs/92_export.ipynb #9bd1ca64
-SHOWN = dict(center='the middle, {:.4g} % of the shorter side', squash='all of the picture, squeezed; {:.4g} % of its sides', border='all of the picture, padded with the mean colour; {:.4g} % of its sides')
+SHOWN = dict(center='the middle, {:.4g} % of the shorter side',
+             squash='all of the picture, squeezed; {:.4g} % of its sides',
+             border='all of the picture, padded with the mean colour; {:.4g} % of its sides')
 
 def write_card(
     folder,             # Of `export_encoder`, `export_classifier` or `convert_checkpoint`
@@ -164,11 +166,12 @@ def write_card(
     repo_id:str=None,   # Where it will be on the hub, 'USER/NAME'; None: nowhere
 ) -> Path:              # `README.md` in the folder
     "Write a model card from what `config.json` knows"
-    folder,cfg = Path(folder),read_config(folder)
+    folder,cfg = model_place(Path(folder))[1],read_config(folder)
     pre = cfg['pretrained_cfg']
     name,(c,h,w) = (repo_id or folder.resolve().name).split('/')[-1],pre['input_size']
     with safe_open(folder/'model.safetensors', 'pt') as f: n = sum(math.prod(f.get_slice(k).get_shape()) for k in f.keys())
-    rows = [('architecture', f"`{cfg['architecture']}`, {n/1e6:.2f} M parameters"), ('input', f'{c} x {h} x {w}: channels, height, width'), ('shown', SHOWN[pre.get('crop_mode', 'center')].format(100*pre.get('crop_pct', 1))),
+    rows = [('architecture', f"`{cfg['architecture']}`, {n/1e6:.2f} M parameters"), ('input', f'{c} x {h} x {w}: channels, height, width'),
+            ('shown', SHOWN[pre.get('crop_mode', 'center')].format(100*pre.get('crop_pct', 1))),
             ('data', data), ('licence of the data', data_license), ('licence of the weights', license or 'unknown'),
             *run_rows('source', cfg.get('source', {}), {}), *run_rows('pretraining', cfg.get('gmml', {}), RECIPES),
             *run_rows('fine-tuning', cfg.get('finetune', {}), FINETUNE_RECIPES)]
@@ -193,7 +196,7 @@ def push_to_hub(
     api:HfApi=None,     # Account and hub; None: those of `hf auth login`
 ) -> str:               # What timm loads it by
     "Send a model to the Hugging Face hub"
-    folder,cfg = Path(folder),read_config(folder)
+    folder,cfg = model_place(Path(folder))[1],read_config(folder)
     validate_repo_id(repo_id)
     if '/' not in repo_id: raise ValueError(f"repo_id={repo_id!r}: give 'USER/{repo_id}', with your name on the hub")
     if not (folder/'README.md').exists() and not dry_run: write_card(folder, repo_id=repo_id)
@@ -220,8 +223,8 @@ def portable(
     facts = {}
     if isinstance(source, (str, Path)):
         cfg = read_config(source)
-        facts = {k: json.dumps(v) for k in ('mean', 'std', 'label_names') if (v := {**cfg['pretrained_cfg'], **cfg}.get(k))}
-        source = timm.create_model(f'local-dir:{source}', pretrained=True)
+        facts = {k: json.dumps(v) for k in ('mean', 'std', 'crop_pct', 'crop_mode', 'depth', 'label_names') if (v := {**cfg['pretrained_cfg'], **cfg}.get(k))}
+        source = timm_model(source, pretrained=True)
     embed = getattr(getattr(source, 'vit', source), 'patch_embed', None)
     if embed is None: raise ValueError(f'{type(source).__name__}: give the folder of an exported model, a timm VisionTransformer or a GMMLEncoder')
     g = torch.Generator().manual_seed(0)
@@ -253,7 +256,7 @@ def written_if_same(
     x:torch.Tensor,  # Images (2, C, H, W)
 ) -> Path:           # The file
     "Write a file under another name, try it, and give it its name"
-    file = Path(file)
+    file = Path(file).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as tmp:
         write(new := Path(tmp)/file.name)

@@ -63,12 +63,13 @@ FINETUNE_RECIPES = dict(deit=FinetuneRecipe())
 
 # %% ../nbs/60_finetune.ipynb #58862dc7
 _MODEL = 'The shape of a model goes into model_args=dict({}=...)'
-FINETUNE_WORDS = dict(learning_rate='lr', max_lr='lr', base_lr='lr', lr_max='lr', min_lr='lr_end', weight_decay='wd', label_smoothing='smoothing', drop_path_rate='drop_path',
-    mixup_alpha='mixup', cutmix_alpha='cutmix', warmup_epochs='warmup', frozen='freeze', freeze_blocks='freeze', lr_decay='layer_decay', llrd='layer_decay',
+FINETUNE_WORDS = dict(learning_rate='lr', max_lr='lr', base_lr='lr', lr_max='lr', min_lr='lr_end', weight_decay='wd',
+    label_smoothing='smoothing', drop_path_rate='drop_path', mixup_alpha='mixup', cutmix_alpha='cutmix', warmup_epochs='warmup', frozen='freeze', freeze_blocks='freeze', lr_decay='layer_decay', llrd='layer_decay',
     **dict.fromkeys(('epochs', 'n_epoch', 'n_epochs', 'num_epochs'), 'Epochs are said when it trains: fit_finetune(3)'),
     **dict.fromkeys(('bs', 'batch_size', 'size', 'augment', 'valid_pct', 'labels', 'stats', 'resize'), 'That is for the loaders: give it to finetune_dls'),
     **dict.fromkeys(('loss', 'criterion', 'weight', 'class_weights'), 'A loss is loss_func=, such as CrossEntropyLossFlat(weight=...)'),
-    **{k: _MODEL.format(k) for k in ('embed_dim', 'depth', 'num_heads', 'patch_size', 'img_size', 'in_chans', 'global_pool', 'class_token', 'dynamic_img_size')})
+    **{k: _MODEL.format(k) for k in ('embed_dim', 'depth', 'num_heads', 'patch_size', 'img_size', 'in_chans', 'global_pool',
+                                'class_token', 'dynamic_img_size')})
 
 # %% ../nbs/60_finetune.ipynb #835f7a9b
 class OwnLoss:
@@ -87,8 +88,10 @@ def as_loss(f):
     "A loss as fastai takes it, or a `ValueError`"
     if not callable(f) or isinstance(f, type):
         raise ValueError(f'loss_func={f!r}: give a function of logits (bs, classes) and class numbers (bs,), such as CrossEntropyLossFlat(weight=...)')
-    if isinstance(f, nn.NLLLoss) or f is nn.functional.nll_loss: raise ValueError('NLLLoss takes logarithms of probabilities, and the model returns logits: take CrossEntropyLossFlat')
-    if type(f) is nn.CrossEntropyLoss: f = CrossEntropyLossFlat(**{k: getattr(f, k) for k in ('weight', 'ignore_index', 'reduction', 'label_smoothing')})
+    if isinstance(f, nn.NLLLoss) or f is nn.functional.nll_loss:
+        raise ValueError('NLLLoss takes logarithms of probabilities, and the model returns logits: take CrossEntropyLossFlat')
+    if type(f) is nn.CrossEntropyLoss:
+        f = CrossEntropyLossFlat(**{k: getattr(f, k) for k in ('weight', 'ignore_index', 'reduction', 'label_smoothing')})
     return f if hasattr(f, 'decodes') else OwnLoss(f)
 
 # %% ../nbs/60_finetune.ipynb #f1b7744a
@@ -103,11 +106,14 @@ def ready_loss(
         kept = o.keywords if isinstance(o, partial) else getattr(o, '__dict__', {})
         for k,v in list(kept.items()):
             if isinstance(v, torch.Tensor): kept[k] = v.to(device)
-    name,p,y = getattr(getattr(loss, 'func', loss), '__name__', type(loss).__name__), torch.zeros(2, n, device=device, requires_grad=True), torch.arange(2, device=device) % n
+    name = getattr(getattr(loss, 'func', loss), '__name__', type(loss).__name__)
+    p,y = torch.zeros(2, n, device=device, requires_grad=True),torch.arange(2, device=device) % n
     try: o = loss(p, y)
-    except Exception as e: raise ValueError(f'loss_func={name} does not take logits (bs, {n}) and class numbers (bs,): {type(e).__name__}: {e}') from e
-    if not isinstance(o, torch.Tensor) or o.numel() != 1 or not o.requires_grad:
-        raise ValueError(f'loss_func={name} returns {"a tensor of shape " + str(tuple(o.shape)) if isinstance(o, torch.Tensor) else repr(o)}: it must be one number that depends on the logits')
+    except Exception as e:
+        raise ValueError(f'loss_func={name} does not take logits (bs, {n}) and class numbers (bs,): {type(e).__name__}: {e}') from e
+    if isinstance(o, torch.Tensor) and o.numel() == 1 and o.requires_grad: return
+    what = f'a tensor of shape {tuple(o.shape)}' if isinstance(o, torch.Tensor) else repr(o)
+    raise ValueError(f'loss_func={name} returns {what}: it must be one number that depends on the logits')
 
 # %% ../nbs/60_finetune.ipynb #6273d103
 def weighted_cross_entropy(pred, y, weight, smoothing=0., ignore_index=-100):
@@ -127,8 +133,10 @@ class TrainLoss(Callback):
     def smoothed(self, loss):
         if type(loss) is not CrossEntropyLossFlat or loss.func.label_smoothing or not self.smoothing: return loss
         f = loss.func
-        if f.weight is not None and f.reduction == 'mean': return partial(weighted_cross_entropy, weight=f.weight, smoothing=self.smoothing, ignore_index=f.ignore_index)
-        return CrossEntropyLossFlat(weight=f.weight, ignore_index=f.ignore_index, reduction=f.reduction, axis=loss.axis, label_smoothing=self.smoothing)
+        if f.weight is not None and f.reduction == 'mean':
+            return partial(weighted_cross_entropy, weight=f.weight, smoothing=self.smoothing, ignore_index=f.ignore_index)
+        return CrossEntropyLossFlat(weight=f.weight, ignore_index=f.ignore_index, reduction=f.reduction, axis=loss.axis,
+                                    label_smoothing=self.smoothing)
     def training_loss(self, loss): return self.smoothed(loss)
 
     def before_train(self):
@@ -151,7 +159,8 @@ def before_fit(self:TrainLoss):
     ready_loss(loss, get_model(self.model).num_classes, self.dls.device)
     say = None
     if self.aside: say = "fastai's MixUp or CutMix mixes the images: mixup, cutmix and smoothing of the recipe step aside"
-    elif self.smoothing and self.smoothed(loss) is loss: say = f"the loss that was set is used as it is: the recipe's smoothing={self.smoothing} is not added to it"
+    elif self.smoothing and self.smoothed(loss) is loss:
+        say = f"the loss that was set is used as it is: the recipe's smoothing={self.smoothing} is not added to it"
     if say and say != self.said and not rank_distrib(): print(say)
     self.said = say
 
@@ -322,7 +331,8 @@ def freeze_to(self:FinetuneLearner,
 ):
     "Let the levels from `n` on train, and no others"
     starts = [o[0] for o in levels(get_model(self.model))]
-    if not -len(starts) <= n < len(starts): raise ValueError(f'freeze_to({n}) of {len(starts)} levels (embedding, {len(starts) - 2} blocks, head): give {-len(starts)} to {len(starts) - 1}')
+    k = len(starts)
+    if not -k <= n < k: raise ValueError(f'freeze_to({n}) of {k} levels (embedding, {k - 2} blocks, head): give {-k} to {k - 1}')
     Learner.freeze_to(self, starts[n])
 
 @patch
@@ -387,8 +397,8 @@ def finetune_learner(
     if hasattr(dls, 'crop_pct'): r = replace(r, crop_pct=dls.crop_pct)
     mix = [MixupCutmix(n, r, seed)] if r.mixup or r.cutmix else [SmoothLabels(r.smoothing)]
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
-    learn = FinetuneLearner(dls, model, CrossEntropyLossFlat() if loss_func is None else loss_func, opt, splitter=partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay),
-                            cbs=[*mix, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path, train_bn=False)   # norms freeze like the rest
+    loss,split = CrossEntropyLossFlat() if loss_func is None else loss_func,partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay)
+    learn = FinetuneLearner(dls, model, loss, opt, splitter=split, cbs=[*mix, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path, train_bn=False)   # norms freeze like the rest
     ready_loss(learn.loss_func, n, dls.device)
     freeze_blocks(model, r.freeze)
     learn.recipe,learn.seed,learn.origin = r,seed,type(encoder).__name__ if isinstance(encoder, Learner) else encoder and str(encoder)

@@ -104,7 +104,8 @@ def pooling_args(
     if pool == 'token' and (args.get('class_token') is False or vit is not None and not tokens):
         raise ValueError("global_pool='token': the encoder has no class token, take 'avg'")
     if 'distilled' in name and pool != 'token':
-        raise ValueError(f'global_pool={pool!r}: {name} has a head for each of its two tokens, leave global_pool out or take the architecture without "distilled"')
+        raise ValueError(f'global_pool={pool!r}: {name} has a head for each of its two tokens, '
+                         f'leave global_pool out or take the architecture without "distilled"')
     if state and 'norm.weight' in state: args.setdefault('fc_norm', False)
     return args
 

@@ -102,6 +102,12 @@ def test_fastai_loaders(tmp_path):
     bare = ImageDataLoaders.from_name_func(tmp_path, sorted(tmp_path.glob('*.png')), lambda o: o[0], **kw)
     assert [o.tolist() for o in image_stats(bare)] == [[0.]*3, [1.]*3]
 
+def test_every_way_to_name_a_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(folder.parent))
+    for o in (f'~/{folder.name}', f'local-dir:{folder}', f'{folder}/'):
+        assert write_card(o) == folder/'README.md' and push_to_hub(o, 'me/digits', dry_run=True) == 'hf-hub:me/digits' and export_program(o, tmp_path/'o.pt2').exists()
+    with pytest.raises(ValueError, match='no such folder here'): write_card(folder.parent/'digits-vut')
+
 def test_cards(folder, classifier):
     for o in (folder, classifier):
         card = ModelCard.load(write_card(o, data='digits', license='mit'))
@@ -185,7 +191,7 @@ def test_onnx_and_torch_export(what, pre, folder, classifier, tmp_path):
         assert np.abs(net.run(None, dict(images=x.numpy()))[0] - want.numpy()).max() < 1e-4
         assert (program(x) - want).abs().max() < 1e-4
     facts = {k: json.loads(v) for k,v in net.get_modelmeta().custom_metadata_map.items()}
-    if what == 'classifier': assert facts['label_names'] == [str(i) for i in range(10)] and len(facts['mean']) == 1
+    if what == 'classifier': assert facts['label_names'] == [str(i) for i in range(10)] and len(facts['mean']) == 1 and facts['crop_pct'] == 1
     assert sorted(os.listdir(tmp_path)) == ['o.onnx', 'o.pt2']
 
 def test_onnx_is_not_there(monkeypatch, folder, tmp_path):

@@ -192,7 +192,7 @@ def test_places_of_prefix_tokens(folder):
 POOLS = {'token': {}, 'avg of an encoder with a token': dict(ask=dict(global_pool='avg')), 'map of one with a token': dict(ask=dict(global_pool='map')), 'no class token': dict(enc=dict(class_token=False)),
     'max, no class token': dict(enc=dict(class_token=False), ask=dict(global_pool='max')), 'attention': dict(arch='vit_base_patch16_siglip_224'),
     'average behind a norm': dict(arch='vit_dwee_patch16_reg1_gap_256'), 'distilled': dict(arch='deit_tiny_distilled_patch16_224'), 'deit3': dict(arch='deit3_small_patch16_224'),
-    'registers': dict(arch='vit_small_patch14_reg4_dinov2')}
+    'registers': dict(arch='vit_small_patch14_reg4_dinov2'), 'any size': dict(enc=dict(dynamic_img_size=True))}
 
 @pytest.mark.parametrize('kind', POOLS)
 def test_every_pooling_trains_and_comes_back(kind, tmp_path):

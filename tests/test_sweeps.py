@@ -1,20 +1,25 @@
 "Sweeps: killed and restarted, several processes, and every dataset's real format from `get_dataset` to a result line"
-import json, os, signal, subprocess, sys, time
-from dataclasses import replace
+import json, os, signal, sys, time
+from dataclasses import fields, replace
 from pathlib import Path
 import numpy as np, pytest, timm
 from PIL import Image
 from scipy.io import savemat
-from gmml_nb.ablations import BASES, Sweep, change, read_results
+from gmml_nb.ablations import BASES, Experiment, Sweep, _lines, change, read_results
+from gmml_nb.cli import gmml_sweep
 from gmml_nb.datasets import DATASETS
+from common import ROOT, child, code, ranks
 
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'TERM': 'dumb',
-       'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])}
 TINY = dict(model_args=dict(embed_dim=24, depth=2, num_heads=2, weight_init='jax'), blocks=(1, 2))
-CHANGE = "epochs=12 finetune_epochs=4 labels=50 blocks=1,2 model_args={'embed_dim':24,'depth':2,'num_heads':2}"
+CHANGE = "images=300 epochs=12 finetune_epochs=4 labels=50 blocks=1,2 model_args={'embed_dim':24,'depth':2,'num_heads':2}"
 
 
-def command(folder, *args, change=CHANGE): return ['gmml_sweep', 'methods', '--seeds', '1', '--change', change, '--out', folder/'runs', '--results', folder/'r.jsonl', *args]
+def sweep(folder, change=CHANGE, **kw):
+    "A function that runs a sweep as the command does, and keeps what it says"
+    def run():
+        with (folder/'said.txt').open('a') as sys.stdout:
+            gmml_sweep('methods', seeds=1, change=change, out=str(folder/'runs'), results=str(folder/'r.jsonl'), **kw)
+    return run
 
 def lines(file):
     "What does not depend on the clock and the number of threads"
@@ -22,54 +27,45 @@ def lines(file):
     rows = [json.loads(l) for l in Path(file).read_text().splitlines()]
     return sorted([{k: v for k,v in r.items() if k not in clock} for r in rows], key=lambda r: r['id'])
 
-def finish(cmd): return subprocess.run([str(o) for o in cmd], env=ENV, check=True, capture_output=True, text=True, timeout=400).stdout
-
-
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     "A sweep that was never killed"
     d = tmp_path_factory.mktemp('whole')
-    finish(command(d))
+    assert code(child(sweep(d))) == 0
     return lines(d/'r.jsonl')
 
 
 def test_killed_in_the_middle_of_a_run(whole, tmp_path):
     "SIGKILL in a pretraining, and again in the next run: the same lines as of a sweep that was never killed"
     def kill(ready):
-        p = subprocess.Popen([str(o) for o in command(tmp_path)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end = time.time() + 120
-        while not ready() and p.poll() is None and time.time() < end: time.sleep(.02)
-        assert p.poll() is None, 'it ended before it could be killed'
-        os.kill(p.pid, signal.SIGKILL)
-        p.wait()
+        pid,end = child(sweep(tmp_path)),time.time() + 120
+        while not ready() and time.time() < end: time.sleep(.005)
+        os.kill(pid, signal.SIGKILL)
+        assert code(pid) == -signal.SIGKILL, 'it ended before it could be killed'
     kill(lambda: list(tmp_path.glob('runs/*/checkpoint/epoch_*')))
     assert not (tmp_path/'r.jsonl').exists(), 'killed too late: a run had finished'
     kill(lambda: (tmp_path/'r.jsonl').exists() and len(list(tmp_path.glob('runs/*/checkpoint/epoch_*'))))
     done = len(lines(tmp_path/'r.jsonl'))
     assert 0 < done < 6
     with (tmp_path/'r.jsonl').open('a') as f: f.write('{"id": "torn')     # as a machine that stops leaves it
-    assert 'going on from' in finish(command(tmp_path))                   # and not from the start
+    (tmp_path/'said.txt').write_text('')
+    assert code(child(sweep(tmp_path))) == 0 and 'going on from' in (tmp_path/'said.txt').read_text()   # and not from the start
     (tmp_path/'r.jsonl').write_text(''.join(l + '\n' for l in (tmp_path/'r.jsonl').read_text().splitlines() if not l.endswith('torn')))
     assert lines(tmp_path/'r.jsonl') == whole
 
 
 def test_jobs_side_by_side(whole, tmp_path):
-    finish(command(tmp_path, '--jobs', '2'))
+    assert code(child(sweep(tmp_path, jobs=2))) == 0
     assert lines(tmp_path/'r.jsonl') == whole
 
 
 def test_launched_on_two_processes(tmp_path):
     "Each run trains on both processes, and its line is written once"
-    (tmp_path/'go.py').write_text('import sys; from gmml_nb.cli import gmml_sweep; sys.exit(gmml_sweep())')
-    cmd = ['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', tmp_path/'go.py',
-           *command(tmp_path, change=CHANGE.replace('epochs=12', 'epochs=2'))[1:]]
-    env = {**ENV, 'ACCELERATE_USE_CPU': 'true'}
-    r = subprocess.run([str(o) for o in cmd], env=env, capture_output=True, text=True, timeout=400)
-    assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-3000:]
+    assert [code(p) for p in ranks(sweep(tmp_path, CHANGE.replace('epochs=12', 'epochs=2')))] == [0, 0]
     df = read_results(tmp_path/'r.jsonl')
     assert sorted(df.method) == sorted(o['experiment']['method'] for o in lines(tmp_path/'r.jsonl')) and len(df) == 6
     gmml = df[df.method == 'gmml'].iloc[0]
-    assert gmml.images_pretraining == 2*(1437//64)*64      # two times 32 images in a step
+    assert gmml.images_pretraining == 2*(300//64)*64      # two times 32 images in a step
 
 
 def picture(path, i):
@@ -174,3 +170,30 @@ def test_finished_pretraining_costs_nothing(tmp_path):
     e, = Sweep([dict(labels=40)], base, **place).todo
     assert e.sizes()[0] > 0 and e.sizes(work=tmp_path/'runs')[0] == 0
     assert Sweep([dict(labels=40)], base, **place).cost().steps.tolist() == [4]
+
+
+PUBLISHED = [f for f in sorted((ROOT/'results').glob('*.jsonl')) if not f.stem.endswith('speed') and f.stem != 'benchmark']
+LEFT = json.loads((ROOT/'tests/data/published_sweeps.json').read_text())   # {file: {sweep: runs without a line}}, when names were made of all fields
+
+@pytest.mark.parametrize('file', PUBLISHED, ids=lambda f: f.stem)
+def test_published_lines_keep_their_names(file):
+    "Each line is found by the experiment that it describes, under its old name or its new one"
+    rows = list(_lines(file))
+    runs = [Experiment(**r['experiment']) for r in rows]
+    assert rows and all(r['id'] in e.names and e.id != r['id'] for r,e in zip(rows, runs))
+    assert len({e.id for e in runs}) == len({r['id'] for r in rows})
+    for e in runs: assert replace(e, finetune={k: v for k,v in e.finetune.items() if k != 'crop_pct'}).id != e.id   # it was not what the recipe does now
+
+@pytest.mark.parametrize('base', LEFT)
+def test_published_sweeps_find_their_lines(base):
+    for k,(n,left) in LEFT[base].items():
+        s = Sweep(k, base, range(5), ROOT/f'results/{base}.jsonl')
+        assert (len(s.runs), len(s.todo), len(s.table())) == (n, left, n - left), k
+
+def test_a_line_of_a_part_is_refused(tmp_path, monkeypatch):
+    "An accuracy of fewer images than the split has is not written down"
+    from fastai.learner import Learner
+    plain = Learner.get_preds
+    monkeypatch.setattr(Learner, 'get_preds', lambda self, *a, **k: tuple(o[:180] for o in plain(self, *a, **k)))
+    e = change(BASES['digits'], method='random', finetune_epochs=1, labels=10, images=20, **{k: v for k,v in TINY.items() if k != 'blocks'})
+    with pytest.raises(ValueError, match='180 images were measured, and the split has 360'): e.run(tmp_path)
