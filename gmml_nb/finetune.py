@@ -102,10 +102,10 @@ def ready_loss(
 ):
     "Bring a loss to the device and try it once; a `ValueError` where it takes no logits and class numbers, or returns no number"
     for o in (loss, getattr(loss, 'func', None)):
-        if isinstance(o, nn.Module): o.to(device)
+        if isinstance(o, nn.Module): o.to(device, torch.float32)
         kept = o.keywords if isinstance(o, partial) else getattr(o, '__dict__', {})
         for k,v in list(kept.items()):
-            if isinstance(v, torch.Tensor): kept[k] = v.to(device)
+            if isinstance(v, torch.Tensor): kept[k] = v.to(device, torch.float32 if v.dtype == torch.float64 else None)   # as numpy counts
     name = getattr(getattr(loss, 'func', loss), '__name__', type(loss).__name__)
     p,y = torch.zeros(2, n, device=device, requires_grad=True),torch.arange(2, device=device) % n
     try: o = loss(p, y)
@@ -268,6 +268,7 @@ def check_labelled(
     dls:DataLoaders, # Labelled
 ) -> tuple:          # classes, image size (H, W), channels
     "Classes, size and channels of labelled DataLoaders, or a `ValueError`"
+    if not isinstance(dls, DataLoaders): raise ValueError(f'dls is a {type(dls).__name__}, not loaders: make them first, finetune_learner(finetune_dls(...), ...)')
     b = dls.one_batch()
     if len(b) != 2: raise ValueError(f'a batch holds {len(b)} tensor(s), without labels: finetune_learner needs labelled DataLoaders, from finetune_dls')
     x,y = b
@@ -388,6 +389,7 @@ def finetune_learner(
 ) -> Learner:             # With `fit_finetune`
     "A `Learner` that fine-tunes a pretrained encoder as a classifier"
     r = FINETUNE_RECIPES[known(recipe, FINETUNE_RECIPES, 'fine-tuning recipe')] if isinstance(recipe, str) else recipe
+    if not isinstance(r, FinetuneRecipe): raise ValueError(f'recipe={r!r}: give {" or ".join(map(repr, FINETUNE_RECIPES))}, or a FinetuneRecipe')
     r = override(r, FINETUNE_WORDS, **overrides)
     with torch.random.fork_rng():
         n,size,chans = check_labelled(dls)

@@ -93,7 +93,8 @@ def pooling_args(
     vit,         # Stored model, or None
 ) -> dict:       # Arguments of `timm.create_model`
     "Stored and new arguments, with a pooling that suits the encoder, or a `ValueError`"
-    args = {k: v for k,v in args.items() if k != 'num_classes'}
+    if 'drop_path_rate' in changes: raise ValueError('drop_path_rate belongs to the training: give it as drop_path=')
+    args = {k: v for k,v in args.items() if k not in ('num_classes', 'drop_path_rate')}
     tokens = getattr(vit, 'cls_token', None) is not None
     if tokens: args.pop('global_pool', None)   # its head reads the class token, unless another pooling is asked for
     args |= {k: v for k,v in changes.items() if k != 'num_classes'}
