@@ -288,7 +288,7 @@ def places(
     "Places in the data set of the images that a loader yields on this process, in order"
     return list(dl.get_idxs()) if hasattr(dl, 'get_idxs') else range(sum(len(b[0]) for b in dl))
 
-def whole(
+def with_sizes(
     x, # Images of a batch
 ):     # The same, without sizes that are of other images
     "Images with the sizes of their originals, unless they were cut from a batch, as fastai's `summary` does"
@@ -299,7 +299,7 @@ def whole(
 @patch
 def before_batch(self:GMML):
     "Views, augmentation, normalisation, corruption; on held-out images no augmentation and fixed corruption"
-    xs,r,size = whole(self.x),self.recipe,tuple(self.dls.size)
+    xs,r,size = with_sizes(self.x),self.recipe,tuple(self.dls.size)
     x,hw = pixels_and_sizes(xs)
     if self.training:
         x = torch.cat([augment(x, r, self.generator, size, hw) for _ in range(r.views)])
