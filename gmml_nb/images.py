@@ -276,6 +276,10 @@ def plain_image(
 # %% ../nbs/02_images.ipynb #17df3f00
 def _formats():
     "Pillow's names of the formats that are read"
+    return _formats_among(len(Image.registered_extensions())) # another may be registered at any time
+
+@lru_cache(1)
+def _formats_among(n):
     known = Image.registered_extensions()
     return sorted({known[o] for o in image_suffixes() if o in known} & set(Image.OPEN)) # MPO is opened as JPEG
 
