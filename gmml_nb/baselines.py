@@ -253,7 +253,12 @@ class HideNormed(HidePatches):
 
 # %% ../nbs/80_baselines.ipynb #e904386f
 @delegates(gmml_learner, keep=True)
-def autoencoder_learner(dls, arch='vit_small_patch16_224', recipe='paper', **kwargs):
+def autoencoder_learner(
+    dls,                          # From `pretrain_dls`
+    arch='vit_small_patch16_224', # timm name
+    recipe='paper',               # A name in `RECIPES`, or a `Recipe`
+    **kwargs,                     # As in `gmml_learner`
+):                                # A `Learner` with `fit_gmml`
     "GMML's model without any corruption, and a loss on all pixels"
     learn = gmml_learner(dls, arch, recipe, **{**kwargs, 'alien': 'none'})
     learn.gmml.method = 'autoencoder'

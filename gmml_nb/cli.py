@@ -582,13 +582,13 @@ def gmml_finetune(
 DEMO_DEFAULTS = dict(
     digits=dict(size='8', patch_size='2', embed_dim=64, depth=4, num_heads=4, labels=50, bs=32, finetune_bs=10,
                 epochs=25, finetune_epochs=120, lr=.008, finetune_lr=.05, augment='crop',
-                change='flip=0 jitter_p=0 crop=.5,1 max_side=.5 drop_path=0', finetune_change='mixup=0 cutmix=0'),
+                change='flip=0 jitter_p=0 crop=.5,1 max_side=.5 drop_path=0', finetune_change='mixup=0 cutmix=0 crop_pct=1'),
     small=dict(size='28', patch_size='4', embed_dim=96, depth=6, num_heads=6, images=2000, labels=100, bs=32,
                finetune_bs=10, epochs=20, finetune_epochs=50, lr=.016, finetune_lr=.05, augment='crop',
-               change='flip=0 jitter_p=0 crop=.5,1 drop_path=0', finetune_change='mixup=0 cutmix=0'),
+               change='flip=0 jitter_p=0 crop=.5,1 drop_path=0', finetune_change='mixup=0 cutmix=0 crop_pct=1'),
     photos=dict(size='64', patch_size='8', embed_dim=96, depth=6, num_heads=6, images=2000, bs=32, finetune_bs=10,
                 epochs=40, finetune_epochs=50, lr=.008, finetune_lr=.05, augment='light',
-                change='crop=.3,1 drop_path=0', finetune_change='mixup=0 cutmix=0'))
+                change='crop=.3,1 drop_path=0', finetune_change='mixup=0 cutmix=0 crop_pct=1'))
 
 # %% ../nbs/95_cli.ipynb #4f8a2b07
 def demo_options(

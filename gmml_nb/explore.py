@@ -17,10 +17,11 @@ from pathlib import Path
 import ipywidgets as w, matplotlib.pyplot as plt, pandas as pd, torch
 from IPython.display import display
 from PIL import Image
+from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.all import listify, patch
 from sklearn.datasets import load_sample_images
-from .images import Unreadable, as_8bit, image_moments, read_image, stats_of, to_pil
+from .images import Unreadable, as_8bit, as_float, image_files, image_moments, read_image, stats_of, to_pil
 from .corruption import Noise, Replace, Zeros
 from .decoder import GMMLAutoencoder
 from .core import known
@@ -128,17 +129,32 @@ def as_png(
     img.resize((img.width*k, img.height*k), Image.Resampling.NEAREST).save(f, 'png')
     return f.getvalue()
 
+# %% ../nbs/90_explore.ipynb #b4d06b36
+def named_images(
+    images=None,  # As in `Explore`
+    model=None,   # The same
+    most:int=50,  # Of a folder or a learner
+) -> dict:        # {name: image}
+    "Images to choose from, by name"
+    if isinstance(images, dict): return images
+    if isinstance(images, (str, Path)): images = image_files(images)
+    if images is not None: return {Path(f).name if isinstance(f, (str, Path)) else f'image {i}': f for i,f in enumerate(images[:most])}
+    if not isinstance(model, Learner): return photographs()
+    ds = (model.dls.valid if len(model.dls.valid) else model.dls.train).dataset
+    names = [Path(o).name if isinstance(o, (str, Path)) else f'held out {i}' for i,o in enumerate(ds.items[:most])]
+    return {n: o if isinstance(o, (str, Path)) else to_pil(as_8bit(o)) if len(o) in (1, 3) else as_float(o) for n,o in zip(names, ds.items[:most])}
+
 # %% ../nbs/90_explore.ipynb #bd690e38
 class Explore:
     "Controls and pictures: choose an image, corrupt it, and see what a model makes of it"
     def __init__(self,
         model=None,   # A learner, a folder of `export_encoder`, a timm name, or a module; None: corruption alone
-        images=None,  # {name: image, as in `images_for`}, at least two; None: `photographs`
+        images=None,  # {name: image, as in `images_for`}, a folder or a list of files, at least two; None: a learner's held-out images, else `photographs`
         stats=None,   # (mean, std) of each channel, 0-1; None: the model's, where known
         size:int=224, # Pixels of a side, without a model
         patch_size:int=16, # Pixels of a patch, without a model
     ):
-        self.images = dict(images or photographs())
+        self.images = named_images(images, model)
         if len(self.images) < 2: raise ValueError(f'{len(self.images)} image: give two or more, since one replaces parts of another')
         self.model,self.stats,self.size,self.patch_size = model,stats,size,patch_size
         if isinstance(model, (str, Path)): self.model,self.stats = as_vit(model, None, default_device()),stats or own_stats(model)   # loaded once

@@ -86,8 +86,8 @@ def test_exported_names_are_documented(pages):
     from gmml_nb._modidx import d
     for mod,syms in d['syms'].items():
         page = by_name[f"{mod.split('.')[-1]}.html"]
-        names = [s.removeprefix(f'{mod}.') for s in syms]
-        top = [n.lower() for n in names if '.' not in n and not n.startswith('_')]
+        public = importlib.import_module(mod).__all__
+        top = [n.lower() for s in syms if (n := s.removeprefix(f'{mod}.')) in public]
         assert not [n for n in top if n not in page.ids], mod
 
 

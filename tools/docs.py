@@ -54,6 +54,16 @@ def about(o):
     return f'{type(o).__name__}: {textwrap.shorten(held, 150, placeholder=" ...")}'
 
 
+def only_documented():
+    "Forget the names of helpers (`#| exporti`), which have no place on a page, so that no link leads there"
+    from gmml_nb._modidx import d
+    for name,syms in d['syms'].items():
+        mod = importlib.import_module(name)
+        for s in list(syms):
+            top = s.removeprefix(f'{name}.').split('.')[0]
+            if top not in mod.__all__ and getattr(getattr(mod, top, None), '__module__', name) == name: del syms[s]
+
+
 def short_docstrings():
     "Docstrings without the parameters that `nbdev-export` has put there: pages show those as tables"
     from gmml_nb._modidx import d
@@ -120,7 +130,7 @@ def main():
     args = p.parse_args()
     out = args.out.resolve()
     os.chdir(ROOT)
-    short_docstrings()
+    only_documented(), short_docstrings()
     processed = proc_nbs(n_workers=0, force=True)
     with tempfile.TemporaryDirectory() as d:
         stage = Path(d)/'pages'
