@@ -706,9 +706,10 @@ def predict(self:PretrainLearner,
 
 # %% ../nbs/50_pretrain.ipynb #c11b0002
 class ShownOnce(Figure):
-    "A figure that a notebook draws at the end of the cell, and not again because a function has returned it"
+    "A figure that a notebook does not draw again at the end of the cell when it has just been shown"
     def _ipython_display_(self):
-        if not plt.fignum_exists(getattr(self, 'number', None)): raise NotImplementedError   # closed: shown as any other object
+        if 'inline' in plt.get_backend(): plt.close(self)
+        raise NotImplementedError   # shown as any other figure
 
 # %% ../nbs/50_pretrain.ipynb #02c6b5e4
 @patch
