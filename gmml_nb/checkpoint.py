@@ -147,7 +147,7 @@ def tensor_bytes(
 ):     # Its bytes, in order
     "The bytes of a tensor, wherever it is"
     if isinstance(t, np.ndarray): return np.ascontiguousarray(t).tobytes()
-    return t.detach().as_subclass(torch.Tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return t.detach().as_subclass(torch.Tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if t.numel() else b''
 
 def weights_hash(
     model,  # Any module

@@ -250,7 +250,7 @@ def turn_of(
     img: Image.Image, # opened, decoded or not
 ) -> Image.Transpose | None: # what makes it upright
     "How an image is to be turned, by its EXIF tag"
-    if img.format == 'PNG' and img.tile and not _may_have_exif(img): return
+    if img.format == 'PNG' and getattr(img, 'tile', None) and not _may_have_exif(img): return
     try: return TURNS.get(img.getexif().get(274))
     except Exception: return None # damaged: as if there were none
 

@@ -49,8 +49,8 @@ def images_for(
     if isinstance(images, (list, tuple)): return torch.cat([images_for(o, size, in_chans, depth, most, **fit) for o in images])
     if isinstance(images, (str, Path, Image.Image)):
         if in_chans not in (1, 3): raise ValueError(f'files are grey or RGB, but the model takes {in_chans} channels: give an array')
-        if not isinstance(images, Image.Image): images = read_image(Path(images).expanduser(), in_chans, depth=depth)
-        images = from_pil(fit_image(plain_image(images, in_chans), size, **fit))
+        img = plain_image(images, in_chans, depth) if isinstance(images, Image.Image) else read_image(Path(images).expanduser(), in_chans, depth=depth)
+        images = from_pil(fit_image(img, size, **fit))
     if images.ndim == 2 or images.ndim == 3 and in_chans in (images.shape[0], images.shape[-1]): images = images[None]
     x = as_images(images)
     if x.shape[1] != in_chans: raise ValueError(f'images of {x.shape[1]} channels, but the model takes {in_chans}')
