@@ -10,7 +10,7 @@ __all__ = ['KINDS', 'SETTINGS', 'photographs', 'uploaded', 'Scene', 'scene', 'Ch
            'Results']
 
 # %% ../nbs/90_explore.ipynb #95222ec5
-import io, tempfile
+import io, os, tempfile
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,12 +21,12 @@ from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.all import listify, patch
 from sklearn.datasets import load_sample_images
-from .images import Unreadable, as_8bit, as_float, image_files, image_moments, read_image, stats_of, to_pil
+from .images import Unreadable, as_8bit, image_files, image_moments, read_image, stats_of, to_pil
 from .corruption import Noise, Replace, Zeros
 from .decoder import GMMLAutoencoder
 from .core import known
 from .pretrain import GMML
-from .evaluate import as_vit, own_stats
+from .evaluate import as_vit, own_stats, plain_dl
 from .ablations import METHOD_NAMES, Experiment, plot_sweep, read_results
 from .paper import paper_numbers
 from .visualise import Inside, corrupted, framed, images_for, inside, overlay, restore_blocks, token_attention
@@ -130,19 +130,29 @@ def as_png(
     return f.getvalue()
 
 # %% ../nbs/90_explore.ipynb #b4d06b36
+def by_name(
+    items,  # Paths, or anything else
+    images, # As many
+    what:str='image', # What those without a path are called
+) -> dict:  # {name: image}
+    "Images by their paths below the folder that they have in common, or by their numbers"
+    dirs = [os.path.dirname(os.path.abspath(o)) for o in items if isinstance(o, (str, Path))]
+    return {os.path.relpath(o, os.path.commonpath(dirs)) if isinstance(o, (str, Path)) else f'{what} {i}': x for i,(o,x) in enumerate(zip(items, images))}
+
 def named_images(
     images=None,  # As in `Explore`
     model=None,   # The same
     most:int=50,  # Of a folder or a learner
 ) -> dict:        # {name: image}
     "Images to choose from, by name"
-    if isinstance(images, dict): return images
+    if isinstance(images, dict): return dict(images)
     if isinstance(images, (str, Path)): images = image_files(images)
-    if images is not None: return {Path(f).name if isinstance(f, (str, Path)) else f'image {i}': f for i,f in enumerate(images[:most])}
-    if not isinstance(model, Learner): return photographs()
-    ds = (model.dls.valid if len(model.dls.valid) else model.dls.train).dataset
-    names = [Path(o).name if isinstance(o, (str, Path)) else f'held out {i}' for i,o in enumerate(ds.items[:most])]
-    return {n: o if isinstance(o, (str, Path)) else to_pil(as_8bit(o)) if len(o) in (1, 3) else as_float(o) for n,o in zip(names, ds.items[:most])}
+    if images is not None: return by_name(images[:most], images[:most])
+    if not isinstance(model, Learner) or not hasattr(model.dls.train.dataset, 'batch'): return photographs()
+    dl = plain_dl(model.dls.valid if len(model.dls.valid) else model.dls.train)
+    items = dl.dataset.items[:most]
+    x = dl.decode(dl.dataset.batch(range(len(items))))[0].as_subclass(torch.Tensor)   # as the model sees them
+    return by_name(items, x, 'held out')
 
 # %% ../nbs/90_explore.ipynb #bd690e38
 class Explore:
@@ -189,7 +199,11 @@ def set_scene(self:Explore):
     "Look at the image that is chosen; parts of the next one replace its own"
     names = list(self.images)
     donor = names[(names.index(self.top['image'].value) + 1)%len(names)]
-    self.scene = scene(self.images[self.top['image'].value], self.images[donor], self.model, self.stats, self.size, self.patch_size)
+    try: self.scene = scene(self.images[self.top['image'].value], self.images[donor], self.model, self.stats, self.size, self.patch_size)
+    except ValueError as e:
+        if self.scene is None: raise
+        self.says.value = str(e)
+        return
     for k,n in zip(('row', 'col'), self.scene.grid): self.controls[k].max = n - 1
     if self.scene.inside is not None: self.controls['block'].max = len(self.scene.inside.vit.blocks)
     self.draw()

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 import torch
@@ -703,6 +704,12 @@ def predict(self:PretrainLearner,
     "One image, corrupted, and what the model makes of it"
     return {k: v[0] for k,v in self.reconstruct(1, self.dls.test_dl([item])).items()}
 
+# %% ../nbs/50_pretrain.ipynb #c11b0002
+class ShownOnce(Figure):
+    "A figure that a notebook draws at the end of the cell, and not again because a function has returned it"
+    def _ipython_display_(self):
+        if not plt.fignum_exists(getattr(self, 'number', None)): raise NotImplementedError   # closed: shown as any other object
+
 # %% ../nbs/50_pretrain.ipynb #02c6b5e4
 @patch
 def show_reconstructions(self:Learner,
@@ -714,7 +721,7 @@ def show_reconstructions(self:Learner,
     o = self.reconstruct(n, dl)
     rows = ['clean', 'corrupted', 'restored']
     n = len(o['clean'])
-    fig,axs = plt.subplots(3, n, figsize=figsize or (n, 3.2), squeeze=False)
+    fig,axs = plt.subplots(3, n, figsize=figsize or (n, 3.2), squeeze=False, FigureClass=ShownOnce)
     for k,axr in zip(rows, axs):
         for x,ax in zip(o[k], axr):
             ax.imshow(x[:3].permute(1, 2, 0) if len(x) >= 3 else x[0], cmap='gray', vmin=0, vmax=1)

@@ -27,29 +27,34 @@ from sklearn.decomposition import PCA
 from timm.layers import Attention
 from torch import nn
 from torchvision.utils import make_grid
-from .images import as_float, as_images, fit_batch, fit_image, from_pil, plain_image, read_image
+from .images import as_float, as_images, fit_batch, fit_image, from_pil, image_files, plain_image, read_image
 from .corruption import Noise, Replace
 from .vit import check_blocks
 from .decoder import GMMLAutoencoder
-from .pretrain import GMML
+from .weights import prepared
+from .pretrain import GMML, ShownOnce
 from .evaluate import as_vit, eval_mode, own_stats
 
 # %% ../nbs/85_visualise.ipynb #ba9bc775
 def images_for(
-    images,       # A path, a Pillow image, an array or tensor of one image or of a batch (uint8, or 0-1), or a list of such
+    images,       # A folder, a path, a Pillow image, an array or tensor of one image or of a batch (uint8, or 0-1), or a list of such
     size:tuple,   # Pixels (H, W)
     in_chans:int, # Channels
+    depth:dict=None, # Black and white of deep files, by kind; None: of each file by itself
+    most:int=32,  # Of a folder
+    **fit,        # `resize`, `crop_pct` and `fill`, as in `fit_image`
 ) -> torch.Tensor: # (n, C, H, W), 0-1
-    "Images of any kind as a batch: resized until the shorter side fits, and the middle cut out"
-    if isinstance(images, (list, tuple)): return torch.cat([images_for(o, size, in_chans) for o in images])
+    "Images of any kind as a batch, brought to a size as held-out images are"
+    if isinstance(images, (str, Path)) and Path(images).expanduser().is_dir(): images = image_files(images)[:most]
+    if isinstance(images, (list, tuple)): return torch.cat([images_for(o, size, in_chans, depth, most, **fit) for o in images])
     if isinstance(images, (str, Path, Image.Image)):
         if in_chans not in (1, 3): raise ValueError(f'files are grey or RGB, but the model takes {in_chans} channels: give an array')
-        if not isinstance(images, Image.Image): images = read_image(images, in_chans)
-        images = from_pil(fit_image(plain_image(images, in_chans), size))
+        if not isinstance(images, Image.Image): images = read_image(Path(images).expanduser(), in_chans, depth=depth)
+        images = from_pil(fit_image(plain_image(images, in_chans), size, **fit))
     if images.ndim == 2 or images.ndim == 3 and in_chans in (images.shape[0], images.shape[-1]): images = images[None]
-    x = fit_batch(as_images(images), size)
+    x = as_images(images)
     if x.shape[1] != in_chans: raise ValueError(f'images of {x.shape[1]} channels, but the model takes {in_chans}')
-    return as_float(x)
+    return as_float(x if x.shape[-2:] == tuple(size) else fit_batch(x, size, **fit))
 
 # %% ../nbs/85_visualise.ipynb #e2925b7d
 @dataclass
@@ -85,7 +90,9 @@ def inside(
     net = get_model(model.model) if learner else model if isinstance(model, nn.Module) else vit
     gmml,chans = getattr(model, 'gmml', None) if learner else None,vit.patch_embed.proj.in_channels
     if images is None and gmml is None: raise ValueError('images=None stands for the held-out images of a pretraining learner: give images')
-    o = Inside(net, vit, stats, gmml.held_out(n) if images is None else images_for(images, vit.patch_embed.img_size, chans))
+    how = {k: v for k,v in prepared(model).items() if v is not None and k != 'stats'} if isinstance(model, (str, Path, Learner)) else {}
+    x = gmml.held_out(n) if images is None else images_for(images, vit.patch_embed.img_size, chans, fill=stats[0].tolist(), **how)
+    o = Inside(net, vit, stats, x)
     if images is not None: o.x = o.normalise(o.x.to(next(vit.parameters()).device))
     if gmml and len(o.x) == 1: o.donors = gmml.held_out(2)[-1:]
     return o
@@ -268,7 +275,7 @@ def show_attention(
     maps = {b: a.mean((0, 1)).cpu() for b,a in patch_attention(attention(o, blocks=blocks), o).items()}    # (n, n)
     cols = min(6, len(maps))
     rows = -(-len(maps)//cols)
-    fig = fig or plt.figure(figsize=(1.3*cols, 1.5*rows), layout='constrained')
+    fig = fig or plt.figure(FigureClass=ShownOnce, figsize=(1.3*cols, 1.5*rows), layout='constrained')
     axs = fig.subplots(rows, cols, squeeze=False).flat
     gw = o.grid[1]
     for ax,(b,a) in zip(axs, maps.items()):
@@ -425,7 +432,7 @@ def compare(
     **kwargs,        # More arguments of `show`
 ):                   # matplotlib figure
     "The same picture of several models, one below the other"
-    fig = plt.figure(figsize=figsize or (8, 2.5*len(models)), layout='constrained')
+    fig = plt.figure(FigureClass=ShownOnce, figsize=figsize or (8, 2.5*len(models)), layout='constrained')
     for (name,model),sub in zip(models.items(), np.ravel(fig.subfigures(len(models), 1))):
         sub.suptitle(name)
         show(model, images, **(dict(fig=sub) if show is show_attention else dict(ax=sub.subplots())), **kwargs)
