@@ -10,6 +10,7 @@ __all__ = ['ImageLoaders', 'check_settings', 'pretrain_dls', 'finetune_dls']
 # %% ../nbs/00_data.ipynb #c056a9c5
 import os, random
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -292,12 +293,14 @@ class ImageLoaders(DataLoaders):
     @property
     def test(self): return self.loaders[2] if len(self.loaders) > 2 else None
     def adopt(self, stats=None, depth=None, resize=None, crop_pct=None):
-        "Prepare labelled images as an encoder's were; None: left alone. Decodes again only where that changes pixels"
+        "Loaders of the same labelled images, prepared as an encoder's were; None: as here. These stay as they are"
         if not hasattr(self.train.dataset, 'vocab'):
             raise ValueError("images without labels are prepared by who trains on them: "
                                                                       "give stats=, depth= or resize= to pretrain_dls")
-        for o in self.loaders: o.dataset.adopt(stats, depth, resize, crop_pct)
-        return self
+        sets, res = [copy(o.dataset) for o in self.loaders], copy(self)
+        for o in sets: o.adopt(stats, depth, resize, crop_pct)
+        res.loaders = [dl.new(o) for dl, o in zip(self.loaders, sets)]
+        return res
 
 # %% ../nbs/00_data.ipynb #32f6148f
 def _is_array(o): return isinstance(o, (np.ndarray, torch.Tensor)) and o.ndim > 1
