@@ -26,7 +26,7 @@ from fastai.vision.data import get_grid
 from fastcore.basics import chunked, noop, patch
 from .augment import Augment, centre_crop, own_seeds
 from .cache import check_cache, fits_in_ram, load_stored, on_device
-from .datasets import as_labelled, as_unlabelled, class_names, class_order, read_source
+from .datasets import _cell, as_labelled, as_unlabelled, class_names, class_order, read_source
 from .images import (Unreadable, _say, as_8bit, as_float, as_images, black_and_white, check_depth, check_resize, deep_kind,
                             decode_files, fit_batch,
                             fit_image, from_pil,
@@ -750,7 +750,7 @@ def labels_of(items, names, sets):
         if names is not None: return vocab.get(str(names[k]))
         for s in sets:
             if (at := s.place(o)) is not None: return int(s.labels[at])
-        return next((vocab[p] for p in Path(o).parts[-2::-1] if p in vocab), None) if isinstance(o, str) else None
+        return next((vocab[p] for p in map(_cell, Path(o).parts[-2::-1]) if p in vocab), None) if isinstance(o, str) else None
     res = [one(k, o) for k, o in enumerate(items)]
     bad = [k for k, v in enumerate(res) if v is None]
     if not bad: return res
@@ -772,10 +772,10 @@ def test_dl(self: ImageLoaders,
 ) -> ImageDL: # in the order of the items
     "A loader of other images, prepared as the held-out images are"
     sets = [o.dataset for o in self.loaders]
-    items, names, *_ = read_source(one_or_many(test_items, sets[0].in_chans), whole=True)
+    items, names, *_, folders = read_source(one_or_many(test_items, sets[0].in_chans), whole=True)
     if not with_labels: return self.valid.new(sets[-1].like(items), **kwargs)
     if not hasattr(sets[0], 'vocab'):
         raise ValueError("these loaders have no labels: leave out with_labels, or take those of finetune_dls")
     # rows of our own are known by their place
     rows = list(test_items) if _is_array(items) and names is None and not _is_array(test_items) else items
-    return self.valid.new(sets[-1].like(items, labels_of(rows, names and class_names(names), sets)), **kwargs)
+    return self.valid.new(sets[-1].like(items, labels_of(rows, names and class_names(names, None, folders), sets)), **kwargs)

@@ -116,7 +116,8 @@ def image_files(
         if whose == 'system' and real not in seen and (name[0] != '.' or suffixes & set(ends)): out[whose, name] += 1
         if real in seen or _links_to(d, folder) and d != str(folder): out['link', name] += 1; subs[:] = []; continue
         if whose == 'system': subs[:] = []; continue
-        subs.sort(); seen.add(real); dirs.append(d)
+        subs.sort(); seen.add(real)
+        if not whose: dirs.append(d)
         for o, end in zip(names, ends):
             if whose and o in OUR_PICTURES: out[whose, os.path.join(name, o)] += 1
             elif end in suffixes and not o.startswith('.'): res.append(os.path.join(d, o))
