@@ -22,7 +22,7 @@ from fastai.torch_core import rank_distrib
 from fastcore.xdg import xdg_cache_home
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from .images import Unreadable, _say, decode_files, depth_of, image_headers, image_moments, image_sizes, read_stored, say_notes
+from .images import Unreadable, _say, decode_files, depth_of, image_headers, image_moments, image_sizes, read_stored, say_notes, say_unused
 
 # %% ../nbs/08_cache.ipynb #11420696
 class Stored(NamedTuple):
@@ -253,7 +253,7 @@ def on_device(
 def _plan(files, size, store, in_chans, depth, free):
     "Size that files are stored at, their depth, and the lines that say it"
     sizes, kinds = image_headers(files)
-    depth, said = depth_of(files, kinds) if depth is None else (depth, [])
+    depth, said = depth_of(files, kinds) if depth is None else (depth, say_unused(depth, set(kinds)))
     return tuple(store or store_size(size, files, in_chans, free, sizes)), depth, said
 
 # %% ../nbs/08_cache.ipynb #cc89f858
@@ -333,6 +333,7 @@ def load_stored(
         s = s._replace(pixels=on_device(s.pixels, cache, device))
         if s.pixels.device.type != 'cpu': where = f'on {s.pixels.device}'
         mib = f" of {s.pixels.shape[2]} x {s.pixels.shape[3]} px, {s.pixels.nbytes/2**20:,.1f} MiB"
+    if len(s.why) == len(files): return s # of none there is nothing to say but why
     took = 'reused' if secs is None else f'decoded in {secs:.1f} s'
     _say(f"{len(files) - len(s.why):,} images{mib if s.pixels is not None else ''}: {took}, {where}{_lost(s, size)}")
     return s

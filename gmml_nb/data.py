@@ -10,6 +10,7 @@ __all__ = ['ImageLoaders', 'check_settings', 'pretrain_dls', 'finetune_dls']
 # %% ../nbs/00_data.ipynb #c056a9c5
 import os, random
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -25,12 +26,12 @@ from fastai.vision.data import get_grid
 from fastcore.basics import chunked, noop, patch
 from .augment import Augment, centre_crop, own_seeds
 from .cache import check_cache, fits_in_ram, load_stored, on_device
-from .datasets import as_labelled, as_unlabelled, class_names, class_order, read_source
-from .images import (Unreadable, _say, as_8bit, as_float, as_images, black_and_white, check_resize, deep_kind,
+from .datasets import _cell, as_labelled, as_unlabelled, class_names, class_order, read_source
+from .images import (Unreadable, _say, as_8bit, as_float, as_images, black_and_white, check_depth, check_resize, deep_kind,
                             decode_files, fit_batch,
                             fit_image, from_pil,
-                            image_moments, image_sizes, image_suffixes, in_threads, measure_depth, plain_image,
-                            read_image, read_stored,
+                            image_headers, image_moments, image_sizes, image_suffixes, in_threads, measure_depth, plain_image,
+                            read_image, read_stored, say_unused,
                             readable, stats_of, to_pil)
 
 # %% ../nbs/00_data.ipynb #d66ff622
@@ -60,6 +61,11 @@ def squeezed(o, store, in_chans, depth=None):
     return np.array(from_pil(small)), img.size[::-1]
 
 # %% ../nbs/00_data.ipynb #70d4d46d
+def say_depth(depth, items):
+    "Say what a depth that was given says of images that are not there"
+    if not depth or not all(isinstance(o, str) for o in items): return # of others it is not known before they are read
+    for line in say_unused(depth, set(image_headers(items)[1]) if len(items) else ()): _say(line)
+
 def depth_of_items(
     items: list, # training images
 ) -> dict | None: # as `measure_depth` gives it
@@ -292,12 +298,14 @@ class ImageLoaders(DataLoaders):
     @property
     def test(self): return self.loaders[2] if len(self.loaders) > 2 else None
     def adopt(self, stats=None, depth=None, resize=None, crop_pct=None):
-        "Prepare labelled images as an encoder's were; None: left alone. Decodes again only where that changes pixels"
+        "Loaders of the same labelled images, prepared as an encoder's were; None: as here. These stay as they are"
         if not hasattr(self.train.dataset, 'vocab'):
             raise ValueError("images without labels are prepared by who trains on them: "
                                                                       "give stats=, depth= or resize= to pretrain_dls")
-        for o in self.loaders: o.dataset.adopt(stats, depth, resize, crop_pct)
-        return self
+        sets, res = [copy(o.dataset) for o in self.loaders], copy(self)
+        for o in sets: o.adopt(stats, depth, resize, crop_pct)
+        res.loaders = [dl.new(o) for dl, o in zip(self.loaders, sets)]
+        return res
 
 # %% ../nbs/00_data.ipynb #32f6148f
 def _is_array(o): return isinstance(o, (np.ndarray, torch.Tensor)) and o.ndim > 1
@@ -320,9 +328,10 @@ def _share(value):
         raise ValueError(f"valid_pct={value!r}: a share of at least 0 and below 1{hint}")
 
 # %% ../nbs/00_data.ipynb #c50f2df5
-def check_settings(valid_pct, seed, num_workers, on_error, resize):
+def check_settings(valid_pct, seed, num_workers, on_error, resize, depth=None):
     "A `ValueError` for what no loaders can have"
     _share(valid_pct), _count('seed', seed, 0), _count('num_workers', num_workers, 0), check_resize(resize or 'crop')
+    check_depth(depth)
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
 
 def _device(device):
@@ -380,6 +389,7 @@ def _load_pictures(items, size, store, c, cache, on_error, depth, device):
 def _load(items, folder, size, store, in_chans, cache, on_error, depth, device):
     "Items, rows of the readable ones, their moments, what else an `ImageSet` is to know, and heights and widths"
     if isinstance(items, (np.ndarray, torch.Tensor)):
+        say_depth(depth, [])
         x = _channels(as_images(items), in_chans)
         hw = torch.tensor([x.shape[-2:]]).expand(len(x), 2)
         return on_device(x, cache, device), np.arange(len(x)), image_moments(x), {}, hw
@@ -429,7 +439,7 @@ def _say_left(dl):
     if not dl.drops() or n % bs <= n/10: return
     best = min(range(bs//2 + 1, min(n, 2*bs-1) + 1), key=lambda b: (n % b, abs(b-bs)))
     sees = '' if best == bs else f"; bs={best} sees {'all' if n % best == 0 else f'all but {n % best}'}"
-    _say(f"{n:,} images at bs={bs}: {n % bs} of them are not seen in an epoch{sees}")
+    _say(f"{n:,} images at bs={bs}: {n % bs} of them {'is' if n % bs == 1 else 'are'} not seen in an epoch{sees}")
 
 # %% ../nbs/00_data.ipynb #e2a1a0f3
 def _given(**kw): return frozenset(k for k, v in kw.items() if v is not None)
@@ -464,7 +474,7 @@ def pretrain_dls(
     "Loaders of clean, whole images in 1-tuples, neither augmented nor normalised"
     given, size = _given(stats=stats, depth=depth, resize=resize), _size(size)
     bs, device = _count('bs', bs, 1), _device(device)
-    check_settings(valid_pct, seed, num_workers, on_error, resize), check_cache(cache)
+    check_settings(valid_pct, seed, num_workers, on_error, resize, depth), check_cache(cache)
     if store is not None: store = _size(store, 'store')
     items, folder = as_unlabelled(source, path)
     if idxs is not None: items, folder = _subset(items, idxs), None
@@ -586,7 +596,7 @@ def adopt(self: LabelledSet, stats=None, depth=None, resize=None, crop_pct=None)
     if stats is not None: self.set_stats(_check_stats(stats, self.in_chans))
     other = (self.resize, self.crop_pct) != old or pads and stats is not None
     deep = depth is not None and self.depth is not None and depth != self.depth # files without depth are what they were
-    if depth is not None: self.depth = depth
+    if depth is not None: check_depth(depth); self.depth = depth
     if deep or other and not self.short: self.keep_all()
 
 # %% ../nbs/00_data.ipynb #b8976ff2
@@ -643,7 +653,8 @@ def _labelled_sets(ds, splits, size, recipe, seed, in_chans, stats, cache, on_er
     crop_pct, array = _check_crop(crop_pct, recipe), _is_array(ds.items)
     x = _channels(as_images(ds.items), in_chans) if array else None
     c = x.shape[1] if array else _file_channels(in_chans)
-    if not array and depth is None: depth = depth_of_items(_take(ds.items, splits[0]))
+    if depth is None: depth = None if array else depth_of_items(_take(ds.items, splits[0]))
+    else: say_depth(depth, [] if array else ds.items)
     first = (torch.full((c,), .5), torch.full((c,), .25)) if stats is None else _check_stats(stats, c)
     sets = [LabelledSet(x[o] if array else _take(ds.items, o), ds.labels[o], size, c, first, ds.vocab, recipe, k == 0,
                         seed,
@@ -678,7 +689,7 @@ def finetune_dls(
     "Loaders of normalised images and classes; only the training images are augmented"
     given = _given(stats=stats, depth=depth, resize=resize, crop_pct=crop_pct)
     size, bs, device = _size(size), _count('bs', bs, 1), _device(device)
-    check_settings(valid_pct, seed, num_workers, on_error, resize)
+    check_settings(valid_pct, seed, num_workers, on_error, resize, depth)
     if cache not in ('auto', 'ram', None): raise ValueError(f"cache is 'auto', 'ram' or None, not {cache!r}")
     ds = as_labelled(source, path)
     splits = _finetune_splits(ds, idxs, valid_pct, labels, seed)
@@ -739,7 +750,7 @@ def labels_of(items, names, sets):
         if names is not None: return vocab.get(str(names[k]))
         for s in sets:
             if (at := s.place(o)) is not None: return int(s.labels[at])
-        return next((vocab[p] for p in Path(o).parts[-2::-1] if p in vocab), None) if isinstance(o, str) else None
+        return next((vocab[p] for p in map(_cell, Path(o).parts[-2::-1]) if p in vocab), None) if isinstance(o, str) else None
     res = [one(k, o) for k, o in enumerate(items)]
     bad = [k for k, v in enumerate(res) if v is None]
     if not bad: return res
@@ -761,10 +772,10 @@ def test_dl(self: ImageLoaders,
 ) -> ImageDL: # in the order of the items
     "A loader of other images, prepared as the held-out images are"
     sets = [o.dataset for o in self.loaders]
-    items, names, *_ = read_source(one_or_many(test_items, sets[0].in_chans), whole=True)
+    items, names, *_, folders = read_source(one_or_many(test_items, sets[0].in_chans), whole=True)
     if not with_labels: return self.valid.new(sets[-1].like(items), **kwargs)
     if not hasattr(sets[0], 'vocab'):
         raise ValueError("these loaders have no labels: leave out with_labels, or take those of finetune_dls")
     # rows of our own are known by their place
     rows = list(test_items) if _is_array(items) and names is None and not _is_array(test_items) else items
-    return self.valid.new(sets[-1].like(items, labels_of(rows, names and class_names(names), sets)), **kwargs)
+    return self.valid.new(sets[-1].like(items, labels_of(rows, names and class_names(names, None, folders), sets)), **kwargs)

@@ -8,7 +8,7 @@ Docs: https://gmml-nb.github.io/gmml_nb/datasets.html.md"""
 __all__ = ['DATASETS', 'Labelled', 'DatasetSpec', 'get_dataset', 'as_labelled']
 
 # %% ../nbs/04_datasets.ipynb #61ec4d02
-import difflib, gzip, io, os, re, tarfile
+import difflib, gzip, io, os, re, tarfile, unicodedata
 from contextlib import contextmanager
 from collections import Counter
 from collections.abc import Mapping
@@ -340,7 +340,10 @@ def as_source(
     "Turn the name of a dataset or of a folder into the thing itself"
     if not isinstance(source, str): return source.expanduser() if isinstance(source, Path) else source
     if not source.strip(): raise ValueError("the name of a folder or dataset is empty; this folder is '.'")
+    if re.match(r'\w\w+://', source): raise ValueError(f"{source!r} is an address: download the images first, and give their folder")
     path = Path(source).expanduser()
+    if any(o in source for o in '*?') and not path.exists():
+        raise ValueError(f"{source!r} is a pattern: give the files that it stands for, sorted(glob.glob({source!r}, recursive=True))")
     if source in DATASETS:
         if not path.is_dir(): return get_dataset(source)
         raise ValueError(f"{source!r} is a data set, and there is a folder {source} here: './{source}' is the folder, "
@@ -414,6 +417,7 @@ class Source(NamedTuple):
     splits: dict | None = None # places of the 'train', 'valid' and 'test' images; None: all are for training
     folder: Path | None = None # whose training images they all are
     note: str = '' # why there are no labels
+    folders: bool = False # True: the labels are names of folders, of which each is a class
 
 class Row:
     "A picture of a dataset, decoded when it is called"
@@ -447,7 +451,7 @@ def find_files(
     strict=False, # a `ValueError` when most are missing
 ) -> list[str]:
     "Paths as they are on this machine, `~` expanded"
-    if web := [o for o in paths if re.match('(https?|s3|gs)://', str(o))]:
+    if web := [o for o in paths if re.match(r'\w\w+://', str(o))]:
         raise ValueError(f"{web[0]!r} is an address: download the images first")
     res = [os.path.expanduser(os.fspath(o)) for o in paths]
     # a table from Windows
@@ -505,11 +509,12 @@ def from_paths(seq, base=None, strict=False):
     if roles: parts = [o._replace(splits={roles[Path(f).name]: np.arange(len(o.items))}) for o, f in zip(parts, res)]
     items, names, splits, at = [], [], {}, 0
     for o in parts:
-        items, names = items + o.items, names + o.names
+        items, names = items + o.items, names + (o.names or [])
         for k, v in (o.splits or dict(train=np.arange(len(o.items)))).items():
             splits[k] = np.concatenate([splits.get(k, v[:0]), v + at])
         at += len(o.items)
-    return Source(items, names, splits)
+    note = next((o.note for o in parts if o.names is None), '')
+    return Source(items, None if note else names, splits, None, note, True)
 
 # %% ../nbs/04_datasets.ipynb #01b303a3
 def tell(where, roles, counts, left=0):
@@ -530,7 +535,22 @@ def divided(files, dirs, roles, base):
     tell(base, roles, Counter(d[0] for d in dirs if d), split.count(''))
     splits = {k: np.array([i for i, o in enumerate(split) if o == k]) for k in ('train', 'valid', 'test') if k in split}
     train = [o for o in roles if roles[o] == 'train']
-    return Source(files, [cls(d, r) for d, r in zip(dirs, split)], splits, base/train[0] if len(train) == 1 else None)
+    return Source(files, [cls(d, r) for d, r in zip(dirs, split)], splits, base/train[0] if len(train) == 1 else None,
+                  folders=True)
+
+# %% ../nbs/04_datasets.ipynb #2284fd4f
+def which_level(path, dirs):
+    "Why folders in folders have no classes: the same ones lie in several; '' where they do not"
+    if not all(len(d) > 1 for d in dirs): return ''
+    below = {}
+    for d in dirs: below.setdefault(d[0], set()).add(d[1])
+    count = Counter(o for v in below.values() for o in v)
+    both = sorted(o for o in count if count[o] > 1)
+    if len(both) < 2 or not all(v & set(both) for v in below.values()): return ''
+    tops, some = sorted(below), lambda o: ', '.join(o[:5]) + (', ...' if len(o) > 5 else '')
+    return (f"{path}: which folders are the classes? {some(tops)} hold the same ones: {some(both)}. If {some(both)} are, give a list "
+            f"of folders, [{', '.join(repr(str(path/o)) for o in tops[:2])}{', ...' if len(tops) > 2 else ''}]; if {some(tops)} are, "
+            "give a pair, (files, [Path(o).parts[-3] for o in files])")
 
 # %% ../nbs/04_datasets.ipynb #48c3bc93
 def from_folder(
@@ -552,7 +572,8 @@ def from_folder(
         elif all(len(d) > 1 for d in dirs) and (roles := parts_of(below, base)):
             return divided(files, [[d[1], d[0]] for d in dirs], roles, base)._replace(folder=None)
         else: break
-    return Source(files, None if whole else [d[0] if d else top for d in dirs], None, path)
+    note = '' if whole else which_level(path, dirs)
+    return Source(files, None if whole or note else [d[0] if d else top for d in dirs], None, path, note, True)
 
 # %% ../nbs/04_datasets.ipynb #108dbbe8
 IMAGE_COLUMNS = ('image path file filename file_name fname filepath file_path image_path img img_path image_file '
@@ -565,7 +586,8 @@ SPLIT_COLUMNS = {*'split splits subset partition fold folds kfold'.split()}
 MAYBE = {*'set usage phase stage mode'.split()} # names of columns that are one if their values are
 
 def flags(values): # as bools, or None where they are anything else
-    yes = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False, 'yes': True, 'no': False}
+    yes = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False, 'yes': True, 'no': False,
+           '1.0': True, '0.0': False}
     res = [yes.get(o.strip().lower() if isinstance(o, str) else o) if isinstance(o, (str, bool, int, float)) else None
            for o in values]
     return None if None in res else np.array(res, bool)
@@ -590,7 +612,15 @@ def split_column(low, get):
     more += [o for o in others if o in MAYBE and o not in more and any(set(_words(w)) & {*_ROLE} for w in look(o)[0])]
     words = [o for o in sure if any(isinstance(v, str) and set(_words(v)) & {*_ROLE} for v in get(low[o]))]
     if not words and not more and any(flag_of(o) for o in low): return None # k-fold numbers beside is_valid
-    return next(iter(words + more + sure), None)
+    name = next(iter(words + more + sure), None)
+    numbers = name and any(isinstance(o, (int, float)) or str(o).isdigit() for o in get(low[name])[:100])
+    if name not in words + more and not numbers and not {'split', 'splits', 'partition'} & set(_words(name)): name = None # subset, fold
+    if len(low) > 2:
+        for o in low:
+            if o == name or o in LABEL_COLUMNS or not {*'set subset fold group'.split()} & set(_words(o)): continue
+            some = ', '.join(map(str, dict.fromkeys(get(low[o])[:1000])))
+            _say(f"column {low[o]!r} is not taken for a split: {some[:60]}{'...' if len(some) > 60 else ''}")
+    return name
 
 # %% ../nbs/04_datasets.ipynb #ec0c526c
 def table_splits(low, get, where):
@@ -630,7 +660,7 @@ def label_column(rest, low, get, note, col=None):
     return None, f"{note}: none of its columns {rest} is called 'label': rename the one that has the labels"
 
 # %% ../nbs/04_datasets.ipynb #57641bde
-def from_table(cols, get, where, base=None, image=None, label=None, rows=None, strict=True):
+def from_table(cols, get, where, base=None, image=None, label=None, rows=None, strict=True, meant=as_list):
     "`Source` of a table: `get` gives a column by place, `rows` its pictures"
     low = {str(c).lower().strip(): c for c in cols}
     splits, used = table_splits(low, get, where)
@@ -642,20 +672,33 @@ def from_table(cols, get, where, base=None, image=None, label=None, rows=None, s
                          f"labels 'label'")
     s = from_list((rows or get)(image), base, strict)
     names, note = label_column([c for c in rest if c != image], low, get, where, label)
+    names = names and meant(names)
     parts = splits and {k: np.array([i for i, o in enumerate(splits) if o == k]) for k in ('train', 'valid', 'test')
                         if k in splits}
-    return s._replace(names=names, splits=parts, folder=None, note=note)
+    return s._replace(names=names, splits=parts, folder=None, note=note, folders=False)
 
 # %% ../nbs/04_datasets.ipynb #76a8b68f
 def from_rows(seq, base=None):
     "`Source` of a list of dicts"
     return from_table(list(seq[0]), lambda c: [o.get(c) for o in seq], 'the rows', base)
 
+# %% ../nbs/04_datasets.ipynb #dba9572a
+def as_numbers(labels):
+    "Labels of a text file as they are meant: numbers if all are written as such; 007 and long ones are names"
+    words = [o.strip() if isinstance(o, str) else o for o in labels]
+    kinds = {o for o in words if isinstance(o, str)}
+    all_like = lambda p: all(len(o) < 16 and re.fullmatch(p, o) for o in kinds)
+    kind = int if all_like(r'-?(0|[1-9]\d*)') else float if all_like(r'-?((0|[1-9]\d*)(\.\d*)?|\.\d+)') else None
+    if not kinds or not kind or len({kind(o) for o in kinds}) < len(kinds): return labels
+    return [kind(o) if isinstance(o, str) else o for o in words]
+
 # %% ../nbs/04_datasets.ipynb #4452cf17
-def from_frame(df, base=None, where='the data frame'):
+def from_frame(df, base=None, where='the data frame', meant=as_list):
     "`Source` of a data frame"
     if not len(df): raise ValueError(f"{where} is empty: no rows")
-    return from_table(list(df.columns), lambda c: as_list(df[c]), where, base)
+    if twice := [c for c in df.columns if list(df.columns).count(c) > 1]:
+        raise ValueError(f"{where}: {len(twice)} columns are called {twice[0]!r}: rename them, or drop all but one")
+    return from_table(list(df.columns), lambda c: as_list(df[c]), where, base, meant=meant)
 
 # %% ../nbs/04_datasets.ipynb #68f96030
 def from_file(
@@ -666,6 +709,7 @@ def from_file(
     import pandas as pd
     end, base = path.suffix.lower(), path.parent if base is None else base
     if end in image_suffixes(): raise ValueError(f"{path} is one image: give its folder, or a list of files")
+    if end in ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.7z', '.rar'): raise ValueError(f"{path} is packed: unpack it, and give the folder")
     if end not in ('.csv', '.tsv', '.parquet'):
         raise ValueError(f"{path} is a file, and no table that is read here (.csv, .tsv, .parquet): give a folder, a "
                          f"list of files, or read it with "
@@ -673,12 +717,12 @@ def from_file(
     try:
         if end == '.parquet': return from_frame(pd.read_parquet(path), base, path.name)
         # a class may be called None or NA
-        read = lambda **kw: pd.read_csv(path, keep_default_na=False, na_values=[''], encoding='utf-8-sig', **kw)
+        read = lambda **kw: pd.read_csv(path, keep_default_na=False, na_values=[''], encoding='utf-8-sig', dtype=str, **kw)
         head = path.read_text(encoding='utf-8-sig').split('\n', 1)[0]
         sep = '\t' if end == '.tsv' else max(',;\t', key=head.count)
         # no line of names
         bare = any(os.path.splitext(o.strip('" \r'))[1].lower() in image_suffixes() for o in head.split(sep))
-        return from_frame(read(sep=sep, **(dict(header=None) if bare else {})), base, path.name)
+        return from_frame(read(sep=sep, **(dict(header=None) if bare else {})), base, path.name, as_numbers)
     except ImportError as e:
         raise ValueError(f"{path}: pandas needs pyarrow for it: pip install pyarrow, or save it as .csv") from e
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
@@ -704,7 +748,7 @@ def from_torchvision(ds):
     # not its classes
     if hasattr(ds, 'samples') and parts_of(ds.classes, f'{type(ds).__name__} of {ds.root}'):
         return from_folder(Path(ds.root))
-    if hasattr(ds, 'samples'): res = Source([str(f) for f, _ in ds.samples], [y for _, y in ds.samples])
+    if hasattr(ds, 'samples'): res = Source([str(f) for f, _ in ds.samples], [y for _, y in ds.samples], folders=True)
     elif is_array(x := getattr(ds, 'data', None)) and labels and len(x) == len(labels): res = Source(x, labels)
     else: return
     if getattr(ds, 'transform', None) is not None: _say(f"{type(ds).__name__}: its own transform is not applied")
@@ -794,7 +838,7 @@ def from_pair(images, labels, path):
     if looks_like_image(o):
         raise ValueError(f"the second of a pair is labels, and {o!r:.80} looks like an image: give all images in one "
                          f"list")
-    return s._replace(names=names, folder=None)
+    return s._replace(names=names, folder=None, folders=False)
 
 # %% ../nbs/04_datasets.ipynb #685609fb
 def from_dict(d, path, labels):
@@ -814,7 +858,7 @@ def from_dict(d, path, labels):
     ends, splits = np.cumsum([0] + [len(o.items) for o in parts.values()]), {}
     for k, a, b in zip(parts, ends, ends[1:]):
         splits[roles[k]] = np.concatenate([splits.get(roles[k], np.arange(0)), np.arange(a, b)])
-    return Source(items, names, splits)
+    return Source(items, names, splits, folders=all(o.folders for o in parts.values()))
 
 # %% ../nbs/04_datasets.ipynb #91d8f26b
 def check_array(x):
@@ -840,6 +884,10 @@ def read_source(
         return Source(source.items, [source.vocab[i] for i in source.labels], source.splits)
     if isinstance(source, Path):
         return from_file(source, path) if source.is_file() else from_folder(source, whole=whole)
+    if isinstance(source, tuple) and len(source) == 2 and (isinstance(source[1], Mapping) or callable(source[1])):
+        how = 'labels[o]' if isinstance(source[1], Mapping) else 'label(o)'
+        raise ValueError(f"the second of a pair is labels by place, and this is a {type(source[1]).__name__}: give "
+                         f"(files, [{how} for o in files])")
     if is_pair(source): return from_pair(*source, path)
     if is_array(source): return Source(check_array(source))
     if isinstance(source, Mapping): return from_dict(source, path, labels)
@@ -869,7 +917,8 @@ def _cell(o):
     # a column of an array (n,1), a list of one
     if isinstance(o, (list, tuple)) and len(o) == 1 and isinstance(o[0], (int, float, str)): o = o[0]
     if isinstance(o, bytes): o = o.decode('utf-8', 'replace')
-    return o.strip() if isinstance(o, str) else o
+    # an accent may be a sign of its own
+    return unicodedata.normalize('NFC', o.strip()) if isinstance(o, str) else o
 
 def _missing(o):
     if isinstance(o, str): return o.lower() in ('', 'nan')
@@ -920,20 +969,9 @@ def check_kind(names):
         raise ValueError(f"labels are {some}: give one kind, such as labels.astype(str)")
     return names
 
-# %% ../nbs/04_datasets.ipynb #976e501b
-def class_names(
-    names, # label of each image, as given
-    items=None, # the images, to name one in a message
-) -> list: # label of each: str, or int
-    "Labels that name classes, or a `ValueError` with what to do"
-    names = [_cell(o) for o in as_list(names)]
-    at = lambda k: f" ({items[k]})" if isinstance(items, list) and isinstance(items[k], str) else f" (row {k})"
-    none = [k for k, o in enumerate(names) if _missing(o)]
-    if none:
-        raise ValueError(f"{len(none):,} of {len(names):,} images have no label, such as the one at "
-                         f"{none[0]}{at(none[0])}: take them out, or name their class")
-    names = check_kind(names)
-    if not isinstance(names[0], str): return names
+# %% ../nbs/04_datasets.ipynb #3b7dce92
+def check_words(names):
+    "A `ValueError` for words that name no classes: lists, numbers, several in one"
     if any(o[0] + o[-1] in ('[]', '{}', '()') for o in set(names)):
         raise ValueError(f"labels such as {names[0][:60]}: {SEVERAL}")
     if all(re.fullmatch(r'[-+]?\d*\.\d+', o) for o in set(names)) and len(set(names)) > len(names)/2:
@@ -941,12 +979,42 @@ def class_names(
     if o := several(names):
         raise ValueError(f"labels such as {o!r}: {SEVERAL}. If it is one class, write it as one word: "
                          f"{re.sub('[ ,;|]+', '_', o)!r}")
+
+# %% ../nbs/04_datasets.ipynb #60fd4d42
+def check_numerals(kinds):
+    "Numbers that are written in two ways: 1 and 1.0 are refused, 7 and 007 said"
+    same = {}
+    for o in sorted(kinds):
+        if re.fullmatch(r'[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?', o.lower()): same.setdefault(float(o), []).append(o)
+    for o in same.values():
+        if len(o) < 2 or len({int(v) for v in o if v.isdigit()}) > 1: continue # ids too long for a float
+        what = f"labels {' and '.join(map(repr, o))} are one number, written in {len(o)} ways"
+        if not all(map(str.isdigit, o)): raise ValueError(f"{what}: write one class one way, or give them names that differ more")
+        _say(f"{what}: they are taken for {len(o)} classes")
+
+# %% ../nbs/04_datasets.ipynb #976e501b
+def class_names(
+    names, # label of each image, as given
+    items=None, # the images, to name one in a message
+    folders: bool = False, # True: names of folders, of which each is a class, whatever it is called
+) -> list: # label of each: str, or int
+    "Labels that name classes, or a `ValueError` with what to do"
+    names = [_cell(o) for o in as_list(names)]
+    at = lambda k: f" ({items[k]})" if isinstance(items, list) and isinstance(items[k], str) else f" (row {k})"
+    none = [k for k, o in enumerate(names) if (o == '' if folders else _missing(o))]
+    if none:
+        raise ValueError(f"{len(none):,} of {len(names):,} images have no label, such as the one at "
+                         f"{none[0]}{at(none[0])}: take them out, or name their class")
+    names = check_kind(names)
+    if not isinstance(names[0], str): return names
+    if not folders: check_words(names)
     same = {}
     for o in sorted(set(names)): same.setdefault(re.sub('[ _-]+', ' ', o).casefold() if len(o) > 1 else o, []).append(o)
     if twice := next((o for o in same.values() if len(o) > 1), None):
         raise ValueError(f"labels {' and '.join(map(repr, twice))} differ in case or spaces alone: write one class "
                          f"one way (labels.str.strip().str.lower()), "
                          "or give them names that differ more")
+    check_numerals(set(names))
     return names
 
 # %% ../nbs/04_datasets.ipynb #d330637b
@@ -976,6 +1044,21 @@ def only_folder(source, items):
     if len({o[0] for o in parts}) > 1 or max(map(len, parts)) < 3: return ''
     return f"there are folders in {source/parts[0][0]}: give that"
 
+# %% ../nbs/04_datasets.ipynb #13ee6933
+def check_twice(s):
+    "Say when a file is there twice; a `ValueError` where it has two labels"
+    if s.folder is not None or not isinstance(s.items, list) or not isinstance(s.items[0], str): return
+    first, twice = {}, []
+    for i, o in enumerate(map(os.path.abspath, s.items)):
+        k = first.setdefault(o, i)
+        if k == i: continue
+        twice.append(s.items[i])
+        a, b = (None, None) if s.names is None else (_cell(s.names[k]), _cell(s.names[i]))
+        if a != b and not _missing(a) and not _missing(b):
+            raise ValueError(f"{s.items[i]} is there twice, with the labels {a!r} and {b!r}: keep one")
+    if twice: _say(f"{len(twice):,} of {len(s.items):,} images {'are' if len(twice) > 1 else 'is'} there a second time, such as "
+                   f"{twice[0]}: it may be trained on and held out as well")
+
 # %% ../nbs/04_datasets.ipynb #d75cee0f
 def as_labelled(
     source, # folder of class folders, table, dataset or its name, (images, labels), or a `Labelled`
@@ -988,6 +1071,7 @@ def as_labelled(
     if s.names is None:
         raise ValueError(s.note or "these images have no labels: give a folder of class folders, a table with a column "
                                    "'label', or a pair (images, labels)")
+    check_twice(s)
     splits = s.splits or dict(train=np.arange(len(s.names)))
     if isinstance(source, Path) and source.is_dir():
         used = np.concatenate(list(splits.values()))
@@ -997,7 +1081,8 @@ def as_labelled(
                              f"{loose[0]}")
     every = np.sort(np.concatenate(list(splits.values())))
     names = dict(zip(every, class_names([s.names[i] for i in every],
-                                        [s.items[i] for i in every] if isinstance(s.items, list) else None)))
+                                        [s.items[i] for i in every] if isinstance(s.items, list) else None,
+                                        s.folders)))
     vocab = check_classes(names, splits['train'], only_folder(source, s.items))
     idx = {o: i for i, o in enumerate(vocab)}
     return Labelled(s.items, [idx[names[i]] if i in names else 0 for i in range(len(s.items))], vocab, splits)
@@ -1009,6 +1094,7 @@ def as_unlabelled(
 ) -> tuple: # training images: an array, or a list; and their folder if they are all of its images
     "The images of any source that may be trained on"
     s = read_source(source, path, labels=False)
+    check_twice(s._replace(names=None))
     if not s.splits: return s.items, s.folder
     rows = s.splits['train']
     return (s.items[rows] if is_array(s.items) else [s.items[i] for i in rows]), s.folder

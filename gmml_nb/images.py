@@ -10,15 +10,16 @@ __all__ = ['IMAGE_SUFFIXES', 'image_files', 'plain_image', 'Unreadable', 'open_i
            'image_moments', 'stats_of', 'decode_files', 'readable', 'measure_depth']
 
 # %% ../nbs/02_images.ipynb #5173f686
-import io, json, os, sys, threading, warnings
+import io, json, os, struct, sys, threading, warnings, zlib
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageCms, TiffImagePlugin
+from PIL import Image, ImageChops, ImageCms, PngImagePlugin, TiffImagePlugin
 from fastai.torch_core import rank_distrib
 from fastcore.basics import chunked
 from fastprogress.fastprogress import progress_bar
@@ -44,6 +45,8 @@ def _say(line):
 SYSTEM_FOLDERS = {'@eadir', '@tmp', '#recycle', '#snapshot', '@recycle', '@recently-snapshot', '$recycle.bin',
                   'system volume information', '__macosx', 'lost+found'}
 
+OUR_PICTURES = {'reconstructions.png', 'confusion.png'} # beside an encoder and a classifier
+
 def whose_folder(
     folder: str | Path,
     names: list | None = None, # of the files in it; None: they are looked up
@@ -64,20 +67,38 @@ UNREAD = {'HEIC': (_HEIC, 'pip install pillow-heif, and they are read'),
     'video': ({'.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.3gp'}, 'take frames out of them'),
     'drawing': ({'.svg', '.svgz', '.psd', '.psb', '.ai', '.eps', '.xcf', '.kra', '.pdf'}, 'export them as PNG'),
     'scientific': ({'.exr', '.hdr', '.fits', '.fit', '.nii', '.mha', '.nrrd', '.svs', '.ndpi', '.czi', '.lif', '.nd2', '.jxl', '.pfm'},
-                   'convert them to TIFF or PNG')}
+                   'convert them to TIFF or PNG'),
+    'archive': ({'.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.7z', '.rar'}, 'unpack them'),
+    'data': ({'.npy', '.npz', '.h5', '.hdf5', '.parquet', '.tfrecord', '.mat', '.pkl', '.pt'}, 'pass what they hold as an array, a list or a data set')}
+COMPANIONS = {*('.txt .csv .tsv .json .jsonl .xml .md .rst .html .htm .yaml .yml .toml .cfg .ini .db .log .url .lnk .xmp .aae .pp3 .thm .bib '
+                '.py .ipynb .sh .bat .doc .docx .xls .xlsx .names .lock .sha256 .md5 .safetensors .onnx .pt2').split()} # beside images, and none
 
 def _files(n, kind=''): return f"{n:,} {kind}{' ' if kind else ''}file{'s'*(n != 1)}"
 
 def _skipped(out):
     "What lies below a folder and is not taken, in words, from a count of (kind, name)"
-    folders, lines = {'system': "system's folders", 'gmml_nb': 'folders that gmml_nb wrote'}, []
+    words = {'system': "of the system's folders", 'gmml_nb': 'picture{} that gmml_nb wrote', 'link': 'linked folder{} whose images are there anyway',
+             'empty': 'folder{} without an image'}
+    lines = []
     for kind in dict.fromkeys(k for k, _ in out):
         names = Counter({b: n for (a, b), n in out.items() if a == kind})
         n, some = sum(names.values()), ', '.join(o for o, _ in names.most_common(5))
-        if kind in folders: lines.append(f'{n:,} of the {folders[kind]} ({some})')
+        if kind in words: lines.append(f'{n:,} {words[kind].format("s"*(n != 1))} ({some})')
         elif kind == 'hidden': lines.append(f'{_files(n, kind)} (such as {some.split(", ")[0]})')
+        elif kind == 'other': lines.append(f'{_files(n)} of another kind ({some})')
         else: lines.append(f'{_files(n, kind)} ({some}: {UNREAD[kind][1]})')
     return '; '.join(lines)
+
+# %% ../nbs/02_images.ipynb #16cfb225
+def _links_to(d, top):
+    "Is this a link to a folder below `top` that is searched anyway?"
+    to = Path(os.path.relpath(os.path.realpath(d), os.path.realpath(top))).parts if os.path.islink(d) else ('..',)
+    return not any(o[0] == '.' or o.lower() in SYSTEM_FOLDERS for o in to)
+
+def _nothing_in(dirs, files):
+    "Folders without an image, of which no other such folder is a part: a class may have got lost"
+    have = {str(p) for d in {os.path.dirname(o) for o in files} for p in (Path(d), *Path(d).parents)}
+    return Counter(('empty', os.path.basename(d)) for d in dirs if str(Path(d)) not in have and str(Path(d).parent) in have)
 
 # %% ../nbs/02_images.ipynb #01cee357
 def image_files(
@@ -88,17 +109,22 @@ def image_files(
     if not folder.is_dir(): raise ValueError(f"no such folder: {folder}")
     suffixes = image_suffixes()
     unread = {o: k for k, (v, _) in UNREAD.items() for o in v - suffixes}
+    dirs = []
     for d, subs, names in os.walk(folder, followlinks=True):
-        real, ends = os.path.realpath(d), [os.path.splitext(o)[1].lower() for o in names]
+        name, real, ends = os.path.basename(d), os.path.realpath(d), [os.path.splitext(o)[1].lower() for o in names]
         whose = whose_folder(d, names) if d != str(folder) else ''
-        if whose and real not in seen and (os.path.basename(d)[0] != '.' or suffixes & set(ends)): out[whose, os.path.basename(d)] += 1
-        if real in seen or whose: subs[:], names = [], []
-        seen.add(real)
+        if whose == 'system' and real not in seen and (name[0] != '.' or suffixes & set(ends)): out[whose, name] += 1
+        if real in seen or _links_to(d, folder) and d != str(folder): out['link', name] += 1; subs[:] = []; continue
+        if whose == 'system': subs[:] = []; continue
+        subs.sort(); seen.add(real)
+        if not whose: dirs.append(d)
         for o, end in zip(names, ends):
-            if end in suffixes and not o.startswith('.'): res.append(os.path.join(d, o))
+            if whose and o in OUR_PICTURES: out[whose, os.path.join(name, o)] += 1
+            elif end in suffixes and not o.startswith('.'): res.append(os.path.join(d, o))
             elif end in suffixes: out['hidden', o] += 1
             elif end in unread: out[unread[end], end] += 1
             elif not o.startswith('.'): other[end or 'suffixless'] += 1
+    if res: out += _nothing_in(dirs, res) + Counter({('other', o): n for o, n in other.items() if o not in COMPANIONS})
     left = _skipped(out)
     if not res:
         there = '; '.join([*filter(None, [left]), *(_files(n, o) for o, n in other.most_common(5))]) or 'nothing is there'
@@ -122,7 +148,25 @@ def _note(what, path=None):
     elif not torch.utils.data.get_worker_info(): warnings.warn(f"{path or 'an image'}: {what}", stacklevel=2)
 
 # %% ../nbs/02_images.ipynb #ec3f81fa
+KINDS = '16-bit', '32-bit', 'float' # of deep images
 FULL = 1, 255, 65535, 2**31-1, 2**32-1 # what numbers in files are made for
+
+def check_depth(
+    depth, # what was asked for
+):
+    "A `ValueError` unless it tells for kinds of deep images which numbers are black and white"
+    num = lambda o: isinstance(o, (int, float, np.number)) and not isinstance(o, bool) and np.isfinite(o)
+    ends = lambda o: isinstance(o, (list, tuple)) and len(o) == 2 and all(map(num, o)) and o[0] < o[1]
+    if depth is None or isinstance(depth, Mapping) and depth and all(k in KINDS and ends(v) for k, v in depth.items()): return
+    raise ValueError(f"depth={depth!r}: a dict of [black, white], two numbers of which white is the larger one, such as {{'16-bit': [0, 4095]}}; "
+                     f"kinds are {', '.join(map(repr, KINDS))}")
+
+def say_unused(
+    depth: dict | None, # as given
+    kinds, # of the images that are there, by `deep_kind`
+) -> list: # of lines
+    "What a depth says of images that are not there"
+    return [f'depth is given for {k} images, and none of these is one' for k in depth or () if k not in kinds]
 
 def black_and_white(
     darkest: float, # pixel of all images
@@ -210,6 +254,9 @@ def _over_white(img, path=None):
     img = img.convert('RGBA')
     alpha, rgb = img.getchannel('A'), img.convert('RGB')
     n = alpha.histogram()
+    if not sum(n[2:]): # as some programs leave the channel that they do not use
+        _note('all of it is transparent: its transparency is left out', path)
+        return rgb
     if tiff and (not n[255] or n[0] + n[255] < sum(n)/2):
         _note('its last channel is called transparency and is none: left out', path)
         return rgb
@@ -294,6 +341,27 @@ def _check_size(img):
         raise ValueError(f"{w} x {h} pixels: one side is more than {MAX_RATIO} times the other")
 
 # %% ../nbs/02_images.ipynb #fd4c3b8c
+def _too_long(kind, body):
+    "Does Pillow refuse a whole PNG for this text or colour profile?"
+    most, rest = PngImagePlugin.MAX_TEXT_CHUNK, body.partition(b'\0')[2]
+    if kind == b'iTXt' and rest[:1] == b'\1': rest = b'\0' + rest[2:].split(b'\0', 2)[-1]
+    elif kind not in (b'zTXt', b'iCCP'): return kind in (b'tEXt', b'iTXt') and len(body) > most
+    try: return len(zlib.decompressobj().decompress(rest[1:], most + 1)) > most
+    except zlib.error: return False
+
+def _bare_png(data, path=None):
+    "A PNG without parts that are not about its pixels and are damaged or too long for Pillow; other files as they are"
+    if data[:8] != b'\x89PNG\r\n\x1a\n': return data
+    res, at, left = [data[:8]], 8, 0
+    while at + 12 <= len(data):
+        n, kind = struct.unpack('>I4s', data[at:at+8])
+        part, at = data[at:at+12+n], at + 12 + n
+        needed = not kind[0] & 32 or kind == b'tRNS'
+        if needed or zlib.crc32(part[4:-4]).to_bytes(4, 'big') == part[-4:] and not _too_long(kind, part[8:-4]): res.append(part)
+        else: left += 1
+    if left and path: _note('a damaged or very long part beside its pixels is left out', path)
+    return b''.join(res) + data[at:] if left else data
+
 def _check_parts(img, file):
     "What Pillow lets pass: a PNG's wrong checksums, a TIFF without some of its rows, a JPEG 2000 without its end"
     (w, h), kind = img.size, img.format
@@ -351,6 +419,13 @@ def _why(path, e):
         return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels; if it is to be trusted, raise PIL.Image.MAX_IMAGE_PIXELS"
     return str(e) if type(e) is ValueError else f'{type(e).__name__}: {e}'
 
+# %% ../nbs/02_images.ipynb #eeb51d91
+def _opened(file):
+    try: return Image.open(file, formats=_formats())
+    except Exception: # of a PNG, something beside its pixels may be to blame
+        file.seek(0)
+        return Image.open(io.BytesIO(_bare_png(file.read())), formats=_formats())
+
 # %% ../nbs/02_images.ipynb #e9acb8b7
 @contextmanager
 def open_image(
@@ -361,8 +436,8 @@ def open_image(
     try:
         if not os.path.isfile(path): raise OSError # a pipe would wait for ever
         with open(path, 'rb') as f:
-            file = io.BytesIO(f.read()) if whole else f
-            with Image.open(file, formats=_formats()) as img:
+            file = io.BytesIO(_bare_png(f.read(), path)) if whole else f
+            with _opened(file) as img:
                 _check_size(img)
                 if whole: _check_parts(img, file)
                 yield img
@@ -646,16 +721,19 @@ def depth_of(files, kinds):
             low = _lower_half(img)
             img.load()
             v = _numbers(img, low)[0]
-            return np.nanmin(v), np.nanmax(v)
+            few = v.ravel()[::max(1, v.size//10**6)]
+            return np.nanmin(v), np.nanmax(v), np.quantile(few[~np.isnan(few)], .999, method='lower')
     depth, said, deep = {}, [], sorted({k for k in kinds if k})
     for kind in deep:
         some = [f for f, k in zip(files, kinds) if k == kind]
         found = np.array([o for o in decode_files(some, ends, Counter()) if not isinstance(o, Unreadable)])
         if not len(found): continue
-        lo, hi, n = found.min(), found.max(), f'{len(found):,} {kind} image' + 's'*(len(found) > 1)
+        lo, hi, most_of, n = found[:, 0].min(), found[:, 1].max(), found[:, 2].max(), f'{len(found):,} {kind} image' + 's'*(len(found) > 1)
         black, white = depth[kind] = black_and_white(lo, hi)
         most = f"brightest{'' if black else f' of {n}'} is {hi:g}{' of 65535' if kind == '16-bit' else ''}"
         said.append(f'the darkest of {n} is {lo:g}, the {most}: scaled from {black:g} to {white:g}' if black else f'the {most}: scaled by {white:g}')
+        if hi - black > 4*(most_of - black) > 0: # a hot pixel, a mark
+            said[-1] += f'; 99.9 % of the pixels of each are at most {most_of:g}: if the brightest are a fault, depth={{{kind!r}: [{black:g}, {most_of:g}]}}'
     return depth or None, said
 
 # %% ../nbs/02_images.ipynb #1d1b5cb0

@@ -125,7 +125,9 @@ def test_loaders_adopt_what_an_encoder_was_trained_with(photos, recipe):
         dls = fine(photos, recipe=recipe)
         kept, was = dls.train.dataset.kept, dls.valid.dataset.kept
         stats = dls.stats
-        assert dls.adopt(**new) is dls and dls.given == frozenset()
+        before, dls = dls, dls.adopt(**new)
+        assert dls.given == frozenset() and before.crop_pct == 224/256*(recipe is not None) + (recipe is None)  # the first stay as they were
+        assert before.stats is stats and before.resize == 'crop' and before.valid.dataset.kept is was
         want = fine(photos, recipe=recipe, **{'stats': stats, **new})
         for a, b in zip([*dls.train, *dls.valid], [*want.train, *want.valid]): assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
         assert want.given == {'stats'} | set(new) and [dls.resize, dls.crop_pct] == [want.resize, want.crop_pct]
@@ -151,7 +153,8 @@ def test_depth_of_the_files_goes_along(tmp_path):
     half = {'16-bit': [0, 65535]}
     want = finetune_dls((files, ['a', 'b']*4), depth=half, **kw)
     assert want.depth == half and want.given == {'stats', 'depth'} and not torch.equal(want.valid.one_batch()[0], dls.valid.one_batch()[0])
-    assert torch.equal(dls.adopt(depth=half).valid.one_batch()[0], want.valid.one_batch()[0]) and dls.test_dl(files).dataset.depth == half
+    new = dls.adopt(depth=half)
+    assert torch.equal(new.valid.one_batch()[0], want.valid.one_batch()[0]) and new.test_dl(files).dataset.depth == half != dls.depth
 
 @pytest.mark.parametrize('c', [1, 2, 3, 4, 6])
 def test_doors_of_fastai(c):

@@ -208,22 +208,45 @@ def test_damaged_tags(tmp_path):
     data = tiff(tmp_path, RGB, photometric='rgb', extratags=[(274, 3, 1, 99, True), (33432, 2, 0, 'x'*30, True)])
     assert np.array_equal(read(data)[0], RGB)
 
+def test_damage_beside_the_pixels(tmp_path):
+    "Of a PNG: only what its pixels need must be whole"
+    part = lambda k, d, bad=0: struct.pack('>I', len(d)) + k + d + struct.pack('>I', zlib.crc32(k + d) ^ bad)
+    f, long = tmp_path/'x.png', zlib.compress(bytes(2*2**20))
+    Image.fromarray(RGB).save(f)
+    data = f.read_bytes()
+    for k, d, bad in ((b'zTXt', b'k\0\0' + long, 0), (b'iTXt', b'k\0\1\0\0\0' + long, 0), (b'gAMA', b'\0\0\xb1\x8f', 1), (b'tRNS', bytes(6), 1)):
+        for at in (33, len(data) - 12):
+            f.write_bytes(data[:at] + part(k, d, bad) + data[at:])
+            if k == b'tRNS':
+                with pytest.raises(I.Unreadable): read_image(f)
+            else: assert np.array_equal((x := read(f))[0], RGB) and 'beside its pixels' in x[1].pop() and image_sizes([f])[0, 0] == H
+
+def test_nothing_to_see(tmp_path):
+    "Transparent all over: the channel is not used"
+    img = Image.fromarray(RGB); img.putalpha(0)
+    for end in ('png', 'tga', 'webp'):
+        img.save(tmp_path/f'x.{end}', **(dict(lossless=True, exact=True) if end == 'webp' else {}))
+        x, heard = read(tmp_path/f'x.{end}')
+        assert np.array_equal(x, RGB) and 'all of it is transparent' in heard.pop()
+
 
 # which files
 
 def test_what_is_left_out_of_a_folder(tmp_path, capsys):
     make = lambda *names: [((tmp_path/o).parent.mkdir(parents=True, exist_ok=True), (tmp_path/o).touch()) for o in names]
     make('a.jpg', 'b/c.PNG', 'b/._c.PNG', 'b/@eaDir/c.PNG/THUMB.jpg', '#recycle/old.jpg', '$RECYCLE.BIN/x.jpg', '__MACOSX/b/x.png', '.thumbnails/x.png', '.git/HEAD',
-         'gmml_encoder/x.png', 'classifier/x.png', 'run/checkpoint/x.png', 'mine/x.png', 'p1.heic', 'p2.HEIC', 'r.CR2', 's.dcm', 'v.mp4', 'notes.txt')
+         'gmml_encoder/reconstructions.png', 'classifier/confusion.png', 'classifier/cat/x.png', 'mine/x.png',
+         'left/x.npy', 'b/IMG_7', 'c.zip', 'p1.heic', 'p2.HEIC', 'r.CR2', 's.dcm', 'v.mp4', 'notes.txt')
     (tmp_path/'gmml_encoder/settings.json').write_text('{"command": "gmml_pretrain"}')
     (tmp_path/'mine/settings.json').write_text('{"command": "lightroom"}')
-    make('classifier/config.json', 'classifier/model.safetensors', 'run/checkpoint/checksums.json')
+    make('classifier/config.json', 'classifier/model.safetensors')
+    (tmp_path/'0').symlink_to('b'), (tmp_path/'loop').symlink_to('.'), (tmp_path/'z').symlink_to('.thumbnails')
     names = lambda d: [str(Path(o).relative_to(tmp_path)) for o in image_files(d)]
-    assert names(tmp_path) == ['a.jpg', 'b/c.PNG', 'mine/x.png']
+    assert names(tmp_path) == ['a.jpg', 'b/c.PNG', 'classifier/cat/x.png', 'mine/x.png', 'z/x.png']
     out = capsys.readouterr().out
-    assert out.count('\n') == 1 and all(o in out for o in ('1 hidden file', '@eaDir', '#recycle', '$RECYCLE.BIN', '__MACOSX', '.thumbnails', 'gmml_encoder', 'classifier',
-        'checkpoint', '1 raw camera file (.cr2', '1 DICOM file', '1 video file')) and '.git' not in out
-    assert names(tmp_path/'gmml_encoder') == ['gmml_encoder/x.png'] and names(tmp_path/'b/@eaDir') == ['b/@eaDir/c.PNG/THUMB.jpg'] and not capsys.readouterr().out
+    assert out.count('\n') == 1 and all(o in out for o in ('1 hidden file', '@eaDir', '#recycle', '$RECYCLE.BIN', '__MACOSX', '.thumbnails', '2 pictures that gmml_nb wrote',
+        "2 linked folders", '(left', '.zip: unpack', '.npy: ', 'suffixless', '1 raw camera file (.cr2', '1 DICOM file', '1 video file')) and '.git' not in out
+    assert names(tmp_path/'gmml_encoder') == ['gmml_encoder/reconstructions.png'] and names(tmp_path/'b/@eaDir') == ['b/@eaDir/c.PNG/THUMB.jpg'] and not capsys.readouterr().out
     make('empty/v.mp4', 'empty/t.txt', 'empty/README', 'none/x')
     with pytest.raises(ValueError, match=r'no images below .*1 video file \(.mp4.*1 .txt file; 1 suffixless file'): image_files(tmp_path/'empty')
 
@@ -235,6 +258,16 @@ def test_heic_where_it_can_be_read(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(Image.EXTENSION, '.heic', 'PNG')
     Image.fromarray(RGB).save(tmp_path/'a.heic', 'PNG')
     assert len(image_files(tmp_path)) == 1 and np.array_equal(read(tmp_path/'a.heic')[0], RGB) and not capsys.readouterr().out
+
+
+def test_depth_that_cannot_be_meant(tmp_path, capsys):
+    for depth in (8, {}, {'16bit': [0, 1]}, {'16-bit': 4095}, {'16-bit': [5, 5]}, {'16-bit': [0, '1']}, {'float': [0, float('nan')]}):
+        with pytest.raises(ValueError, match='a dict of'): I.check_depth(depth)
+    a = np.arange(4000, dtype=np.uint16).reshape(40, 100)
+    for i in range(2): a[0, 0] = 60000*i; Image.fromarray(a).save(tmp_path/f'{i}.png')
+    assert I.measure_depth([tmp_path/'0.png']) == {'16-bit': [0, 3999]} and 'fault' not in capsys.readouterr().out
+    assert I.measure_depth([tmp_path/'0.png', tmp_path/'1.png']) == {'16-bit': [0, 65535]} and "depth={'16-bit': [0, 399" in capsys.readouterr().out
+    assert I.say_unused({'float': [0, 1]}, {'16-bit', None}) and not I.say_unused({'16-bit': [0, 1]}, {'16-bit', None})
 
 
 # one size

@@ -1,5 +1,5 @@
 "What people hold in their hands: which image has which label, what a label is, what a split is called; right, or refused in a sentence"
-import io, os, re
+import io, os, re, unicodedata
 import matplotlib; matplotlib.use('Agg')
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch, torchvision
@@ -360,3 +360,45 @@ def test_what_is_decided_is_said(tmp_path, capsys):
         assert said.count('10 images at bs=7: 3 of them are not seen in an epoch; bs=5 sees all') == 1
         make(tmp_path, **KW, valid_pct=0, resize='pad')
         assert 'square' not in (said := capsys.readouterr().out) and 'not seen' not in said
+
+def csv(tmp_path, *rows, head='image,label'):
+    (tmp_path/'t.csv').write_text('\n'.join([head, *rows]))
+    return tmp_path/'t.csv'
+
+def test_labels_of_a_text_file_as_they_are_written(tmp_path, files, capsys):
+    for words, mean in ((('10', '9'), [10, 9]), (('1.0', '2.0'), [1, 2]), (('01', '10'), ['01', '10']), (('0001', 'x'), ['0001', 'x']), (('007', '7'), ['007', '7']),
+                        (('9'*22 + '1', '9'*22 + '2'), ['9'*22 + '1', '9'*22 + '2'])):
+        ds = as_labelled(csv(tmp_path, *(f'{f},{words[i % 2]}' for i, f in enumerate(files))))
+        assert ds.vocab == sorted(mean) and [ds.vocab[i] for i in ds.labels] == mean*4
+        assert ('are one number' in capsys.readouterr().out) == (words[0] == '007')
+    for words, match in ((('1', '1.0'), 'are one number'), (('1e3', '1000'), 'are one number'), (('.25', '.5'), 'numbers from')):
+        with pytest.raises(ValueError, match=match): as_labelled(csv(tmp_path, *(f'{f},{words[i % 2]}' for i, f in enumerate(files))))
+    ds = as_labelled(csv(tmp_path, *(f'{f},{"ab"[i % 2]},{int(i > 5)}' for i, f in enumerate(files)), head='image,label,is_valid'))
+    assert [len(o) for o in ds.splits.values()] == [6, 2]
+
+def test_folders_are_classes_whatever_they_are_called(tmp_path):
+    for names in (('nan', 'b'), ('cat', 'cat dog', 'dog'), ('a,b', 'a', 'b'), ('[x]', 'y'), ('0.5', '0.25')):
+        for k, o in enumerate(names): paint(tmp_path/names[0]/o/'1.png', 'a')
+        assert as_labelled(tmp_path/names[0]).vocab == sorted(names) == as_labelled([tmp_path/names[0]/o for o in names]).vocab
+    one, two = unicodedata.normalize('NFC', 'é'), unicodedata.normalize('NFD', 'é')
+    for o in (f'e/{two}', 'e/x', 'f/x'): paint(tmp_path/o/'1.png', 'a')
+    assert as_labelled(tmp_path/'e').vocab == ['x', one] == class_names(['x', two])
+
+def test_the_same_folders_in_several(tmp_path, capsys):
+    for o in ('2022/a', '2022/b', '2023/a', '2023/b', '2023/c'): paint(tmp_path/'y'/o/'1.png', 'a')
+    with pytest.raises(ValueError, match='which folders are the classes.*a list of folders'): as_labelled(tmp_path/'y')
+    assert len(as_unlabelled(tmp_path/'y')[0]) == 5 and as_labelled([tmp_path/'y/2022', tmp_path/'y/2023']).vocab == ['a', 'b', 'c']
+
+def test_a_file_twice(files, capsys):
+    as_labelled((files + files[:1], [*map(label, files + files[:1])])), as_unlabelled(files + [os.path.relpath(files[0])])
+    assert capsys.readouterr().out.count('a second time') == 2
+    with pytest.raises(ValueError, match="twice, with the labels"): as_labelled((files + files[:1], [*map(label, files), 'c']))
+
+def test_sentences_for_what_is_no_source(tmp_path, files, capsys):
+    (tmp_path/'x.zip').touch()
+    df = pd.DataFrame(dict(path=files, label=[*map(label, files)]))
+    for o, words in (('https://e.com/photos', 'is an address'), ('s3://b/x.zip', 'is an address'), (str(tmp_path/'x.zip'), 'unpack it'), (str(tmp_path/'*.png'), 'glob'),
+                     ((files, {f: 'a' for f in files}), 'labels by place'), ((files, label), 'labels by place'), (pd.concat([df, df[['label']]], axis=1), 'rename them')):
+        with pytest.raises(ValueError, match=words): as_labelled(o)
+    for col in ('set', 'subset', 'group'): as_labelled(df.assign(**{col: ['A', 'B']*4}))
+    assert capsys.readouterr().out.count('is not taken for a split: A, B') == 3
