@@ -362,7 +362,7 @@ def fit(self:FinetuneLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=Fal
     finding,rates = any(isinstance(o, LRFinder) for o in listify(cbs)),('lr', 'lr_start', 'lr_end', 'warmup', 'layer_decay')
     asked = [k for k in rates if getattr(self.recipe, k) != getattr(FinetuneRecipe, k)]
     if asked and not (self.by_recipe or finding or self.said_rate or rank_distrib()):
-        print(f"{', '.join(asked)} of the recipe: only fit_finetune goes by them; fit and fit_one_cycle take a rate of their own")
+        print(f"{', '.join(asked)} of the recipe: only fit_finetune goes by that; fit and fit_one_cycle take a rate of their own")
         self.said_rate = True
     try: Learner.fit(self, n_epoch, lr, wd, cbs, start_epoch=start_epoch)
     finally:
@@ -503,20 +503,21 @@ def finetune_facts(self:Learner,
                 parameters=sum(p.numel() for p in ps), trained_parameters=sum(p.numel() for p in ps if p.requires_grad),
                 images=len(self.dls.train.dataset), bs=self.dls.bs)
 
+# %% ../nbs/60_finetune.ipynb #c0de6004
+FIT_WORDS = {k: f'That is of the recipe: finetune_learner(..., {o}=...)' for k,o in [*FINETUNE_WORDS.items(), *((k, k) for k in asdict(FinetuneRecipe()))]
+             if o in asdict(FinetuneRecipe())} | dict.fromkeys(('epochs', 'n_epochs', 'num_epochs', 'epoch'), 'n_epoch')
+
 # %% ../nbs/60_finetune.ipynb #42e5d40c
 @patch
 def fit_finetune(self:Learner,
-    n_epoch:int,     # Passes over the labelled images
+    n_epoch:int=None, # Passes over the labelled images
     cbs=None,        # fastai callbacks for this run
     checkpoint=None, # Folder, or a `Checkpoint`: save there every few minutes, and go on from what is there
     **wrong,         # Refused, in a sentence
 ):
     "Fine-tune with the schedule of the recipe: warm-up and cosine, per step"
     if not isinstance(self, FinetuneLearner): raise ValueError('fit_finetune needs a learner from finetune_learner; one of gmml_learner has fit_gmml')
-    for k,v in wrong.items():
-        if k in FINETUNE_WORDS or hasattr(self.recipe, k): raise ValueError(f'{k}={v!r}: fit_finetune takes epochs, fit_finetune(3); of the recipe it is finetune_learner({FINETUNE_WORDS.get(k, k)}=...)'
-                                                                 if len(FINETUNE_WORDS.get(k, k)) < 20 else f'{k}={v!r}: {FINETUNE_WORDS[k]}')
-        raise ValueError(f'{k}={v!r}: fit_finetune takes n_epoch, cbs and checkpoint')
+    for k in wrong: known(k, ('n_epoch', 'cbs', 'checkpoint'), 'argument of fit_finetune', FIT_WORDS)
     number('n_epoch', n_epoch, 1, whole=True), check_callbacks(cbs)
     if isinstance(checkpoint, (bool, int)): raise ValueError(f"checkpoint={checkpoint!r}: give a folder, such as 'runs/first', or a Checkpoint")
     r = self.recipe
