@@ -141,6 +141,19 @@ def pooled(
                                    output_fmt='NLC', intermediates_only=True)     # (bs, n, d), and (bs, prefix, d)
     return vit.fc_norm(o[1][:, 0] if pool == 'token' else o.mean(1))
 
+# %% ../nbs/65_evaluate.ipynb #c0de6501
+def say_other_way(
+    encoder, # As in `features`
+    dl,      # A loader
+):
+    "Say where a loader prepares pictures in another way than those that a stored encoder was trained with"
+    if not isinstance(encoder, (str, Path)): return
+    way = prepared(encoder)
+    for k in ('depth', 'resize'):
+        ours,theirs = getattr(dl.dataset, k, None),way[k]
+        if ours is not None and theirs is not None and ours != theirs:
+            print(f'{k} of the loader is {ours}, and of the encoder {theirs}: give {k}={theirs!r} to the loaders for what it was trained with')
+
 # %% ../nbs/65_evaluate.ipynb #df9e4f10
 def features(
     encoder,         # Folder of `export_encoder`, a learner, a timm name, a `GMMLEncoder` or a timm `VisionTransformer`
@@ -153,6 +166,7 @@ def features(
     known(pool, ('mean', 'token'), 'pooling')
     check_loader(dl)
     if not len(dl): raise ValueError('the loader is empty: take another, or hold images out with valid_pct')
+    say_other_way(encoder, dl)
     with own_seeds():
         dl = plain_dl(dl, own_stats(encoder) if stats is None else stats)
         vit = as_vit(encoder, normalised(as_parts(dl.one_batch())[0], dl.dataset).shape[1:], dl.device)

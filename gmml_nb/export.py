@@ -23,7 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from .checkpoint import what_ran
 from .vit import model_place, timm_model
-from .weights import image_stats, read_config, write_model
+from .weights import image_stats, image_way, read_config, write_model
 from .pretrain import RECIPES
 from .finetune import FINETUNE_RECIPES
 
@@ -48,9 +48,11 @@ def export_classifier(self:Learner,
     if not hasattr(self, 'origin'):
         raise ValueError('export_classifier needs a learner from finetune_learner; for one from gmml_learner there is export_encoder')
     model,dls = get_model(self.model),self.dls
-    facts = dict(recipe=asdict(self.recipe), pretrained=self.pretrained, images=len(dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
+    facts = dict(recipe=asdict(self.recipe), pretrained=self.pretrained, images=len(dls.train.dataset) or getattr(self, 'images', 0), **(getattr(self, 'ran', None) or what_ran(self)))
     config = dict(label_names=[str(o) for o in dls.vocab], finetune={**facts, **about}, **source_facts(self))
-    kept = {k: v for k in ('resize', 'crop_pct', 'depth') if (v := getattr(dls, k, None)) is not None}   # as held-out images were prepared
+    way = image_way(dls)
+    if way['resize'] is None and not rank_distrib(): print('how these loaders bring held-out images to size cannot be read: config.json says the middle of them, whole')
+    kept = {k: v for k,v in dict(way, depth=getattr(dls, 'depth', None)).items() if v is not None}   # as held-out images were prepared
     return Path(folder) if rank_distrib() else write_model(model, folder, image_stats(dls), **kept, **config)
 
 # %% ../nbs/92_export.ipynb #214755c8
@@ -93,7 +95,8 @@ def read(file):    # as in training: upright, alpha over white, {what}
     img = Image.open(open(file, 'rb'))    # of a name, Pillow 13 turns some TIFFs twice
     raw = img.tile[0].args if img.tile and img.format in ('PNG', 'TIFF') else ''    # how the file stores a pixel
     raw,tiff = raw if isinstance(raw, str) else raw[0], img.format == 'TIFF'
-    kind = 'float' if img.mode == 'F' else '16-bit' if ';16' in raw + img.mode else '32-bit' if img.mode == 'I' else None
+    sixteen = ';16' in raw + img.mode or img.mode == 'I' and img.format == 'PPM'
+    kind = 'float' if img.mode == 'F' else '16-bit' if sixteen else '32-bit' if img.mode == 'I' else None
     img = deep(file, img, raw, kind, tiff) if kind else ImageOps.exif_transpose(img)
     if 'A' in img.getbands() or 'transparency' in img.info:
         rgb,img = img.convert('RGB'),img.convert('RGBA')
@@ -103,24 +106,45 @@ def read(file):    # as in training: upright, alpha over white, {what}
     return img.convert({mode!r})
 
 def deep(file, img, raw, kind, tiff):    # 16 and 32 bits and floats, scaled to 8 bits
-    v = np.asarray(ImageOps.exif_transpose(img)).astype(float)
+    v,tags = np.asarray(ImageOps.exif_transpose(img)), img.tag_v2 if tiff else {{}}
+    if tiff and v.dtype == 'int32' and np.max(tags.get(339, 1)) == 1: v = v.view('uint32')    # unsigned
+    v,clear = v.astype(float), img.info.get('transparency')
     if v.ndim == 3:    # colour: Pillow gives the upper bytes; the lower ones, where it takes those for the upper
         if raw[:2] == 'LA': raise ValueError(f'{{file}}: grey with alpha in 16 bits, save it without alpha')
         low,swap = Image.open(open(file, 'rb')), raw[:-1] + ('L' if raw[-1] == 'B' else 'B')
         low.tile = [o._replace(args=swap if isinstance(o.args, str) else (swap, *o.args[1:])) for o in low.tile]
         v = 256*v + np.asarray(ImageOps.exif_transpose(low))
     v,alpha = (v[..., :3], v[..., 3:]) if v.ndim == 3 else (v, v[:0])
+    if clear is not None and v.ndim == 2: alpha = 65535*(v != clear)[..., None]
+    try: v[v == float(tags.get(42113))] = np.nan    # what GDAL marks as no data
+    except (TypeError, ValueError): pass
+    v[~(abs(v) < 1e38)] = np.nan    # no number: black
     dark, bright = np.nanmin(v), np.nanmax(v)
     full = min((o for o in (1, 255, 2**16 - 1, 2**31 - 1, 2**32 - 1) if bright <= o), default=bright)
     own = (dark, bright) if 0 <= dark < bright < 4/3*dark else (min(0, dark), full if bright > full/2 else bright)
     black, white = depth.get(kind) or own
     v = (v - black)/((white - black) or 1)
-    if tiff and img.tag_v2.get(262) == 0: v = 1 - v    # white is zero
+    if tags.get(262) == 0: v = 1 - v    # white is zero
     img = Image.fromarray((np.nan_to_num(v).clip(0, 1)*255).round().astype('uint8'))
     if alpha.size: img.putalpha(Image.fromarray((alpha[..., 0]/257).round().astype('uint8')))
     return img
 
 x = transform(read('photo.png'))[None]    # (1, {c}, {h}, {w})
+with torch.no_grad(): y = {last}'''
+
+# %% ../nbs/92_export.ipynb #c0de9201
+PROGRAM_ARRAY = '''import numpy as np, timm, torch
+from timm.data import create_transform, resolve_model_data_config
+
+model = timm.create_model({where!r}, pretrained=True).eval()
+*fit, _, normalise = create_transform(**resolve_model_data_config(model)).transforms
+
+# an image of {c} channels is an array (C, H, W) of numbers from 0 to 1, as in training; divide 8-bit ones by 255
+x = torch.as_tensor(np.load('image.npy')).float()
+if x.shape[0] != {c} or x.min() < 0 or x.max() > 1: raise ValueError('need ({c}, H, W), from 0 to 1')
+if tuple(x.shape[1:]) != ({h}, {w}) or model.pretrained_cfg.get('crop_pct', 1) < 1:
+    for f in fit: x = f(x).clamp(0, 1)
+x = normalise(x)[None]    # (1, {c}, {h}, {w})
 with torch.no_grad(): y = {last}'''
 
 # %% ../nbs/92_export.ipynb #e4ce5515
@@ -133,7 +157,8 @@ def how_to_load(
     last = "[model.pretrained_cfg['label_names'][i] for i in model(x).argmax(1)]" if cfg['num_classes'] else 'model(x)'
     if not cfg['num_classes'] and 'gmml' in cfg and cfg.get('global_pool') != 'avg':   # two tokens of a distilled one, or an older folder
         last = 'model.forward_features(x)[:, model.num_prefix_tokens:].mean(1)'
-    return PROGRAM.format(where=where, depth=cfg.get('depth') or {}, what='grey' if c == 1 else 'RGB', mode='L' if c == 1 else 'RGB', c=c, h=h, w=w, last=last)
+    program = PROGRAM if c in (1, 3) else PROGRAM_ARRAY   # files are grey or RGB
+    return program.format(where=where, depth=cfg.get('depth') or {}, what='grey' if c == 1 else 'RGB', mode='L' if c == 1 else 'RGB', c=c, h=h, w=w, last=last)
 
 # %% ../nbs/92_export.ipynb #5a7495d6
 def card_data(

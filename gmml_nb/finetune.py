@@ -12,6 +12,8 @@ __all__ = ['FINETUNE_RECIPES', 'FinetuneRecipe', 'TrainLoss', 'SmoothLabels', 's
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import import_module
+from pathlib import Path
 import fastai.vision.learner   # `plot_top_losses` of images
 import numpy as np
 import torch
@@ -20,19 +22,20 @@ from fastcore.all import patch, listify
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.callback import hook, schedule   # `summary`, `lr_find`
-from fastai.callback.schedule import ParamScheduler
+from fastai.callback.schedule import LRFinder, ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.learner import CastToTensor, Learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
+from fastai.losses import BaseLoss, CrossEntropyLossFlat
+from fastai.metrics import AccumMetric, AvgMetric, accuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from timm.data import Mixup
 from timm.optim import param_groups_layer_decay
 from .core import known, number, override
-from .checkpoint import fit_run
-from .weights import image_stats, load_encoder, prepared
-from .pretrain import StopOnNonFinite, check_epochs, warmup_cosine
+from .checkpoint import fit_run, what_ran
+from .data import ImageLoaders
+from .weights import image_stats, image_way, load_encoder, prepared
+from .pretrain import StopOnNonFinite, warmup_cosine
 
 # %% ../nbs/60_finetune.ipynb #c8542a93
 @dataclass(frozen=True)
@@ -95,6 +98,12 @@ def as_loss(f):
     return f if hasattr(f, 'decodes') else OwnLoss(f)
 
 # %% ../nbs/60_finetune.ipynb #f1b7744a
+def loss_name(loss):
+    "What a loss from `as_loss` is called by who wrote it"
+    f = loss.func if type(loss) in (OwnLoss, BaseLoss) else loss
+    f = f.func if isinstance(f, partial) else f
+    return getattr(f, '__name__', type(f).__name__)
+
 def ready_loss(
     loss,     # From `as_loss`
     n:int,    # Classes
@@ -106,7 +115,7 @@ def ready_loss(
         kept = o.keywords if isinstance(o, partial) else getattr(o, '__dict__', {})
         for k,v in list(kept.items()):
             if isinstance(v, torch.Tensor): kept[k] = v.to(device, torch.float32 if v.dtype == torch.float64 else None)   # as numpy counts
-    name = getattr(getattr(loss, 'func', loss), '__name__', type(loss).__name__)
+    name = loss_name(loss)
     p,y = torch.zeros(2, n, device=device, requires_grad=True),torch.arange(2, device=device) % n
     try: o = loss(p, y)
     except Exception as e:
@@ -120,7 +129,7 @@ def weighted_cross_entropy(pred, y, weight, smoothing=0., ignore_index=-100):
     "Mean of smoothed cross-entropies, an image weighing what its class does"
     w = weight*(torch.arange(len(weight), device=weight.device) != ignore_index)
     w = w[y.clamp(min=0)]
-    return (w*nn.functional.cross_entropy(pred, y, reduction='none', label_smoothing=smoothing, ignore_index=ignore_index)).sum()/w.sum()
+    return (w*nn.functional.cross_entropy(pred, y, reduction='none', label_smoothing=smoothing, ignore_index=ignore_index)).sum()/w.sum().clamp(min=1e-9)   # nobody counts: 0
 
 # %% ../nbs/60_finetune.ipynb #a2cd096e
 class TrainLoss(Callback):
@@ -157,8 +166,10 @@ def before_fit(self:TrainLoss):
     self.put_back()
     loss,self.aside = self.learn.loss_func,any(isinstance(o, MixHandler) for o in self.learn.cbs)
     ready_loss(loss, get_model(self.model).num_classes, self.dls.device)
-    say = None
-    if self.aside: say = "fastai's MixUp or CutMix mixes the images: mixup, cutmix and smoothing of the recipe step aside"
+    say,f = None,getattr(loss, 'func', loss)
+    if isinstance(f, nn.Module) and any(True for _ in f.parameters()):
+        say = f'loss_func={loss_name(loss)} has parameters of its own: they stay as they are, only those of the model train'
+    elif self.aside: say = "fastai's MixUp or CutMix mixes the images: mixup, cutmix and smoothing of the recipe step aside"
     elif self.smoothing and self.smoothed(loss) is loss:
         say = f"the loss that was set is used as it is: the recipe's smoothing={self.smoothing} is not added to it"
     if say and say != self.said and not rank_distrib(): print(say)
@@ -269,10 +280,12 @@ def check_labelled(
 ) -> tuple:          # classes, image size (H, W), channels
     "Classes, size and channels of labelled DataLoaders, or a `ValueError`"
     if not isinstance(dls, DataLoaders): raise ValueError(f'dls is a {type(dls).__name__}, not loaders: make them first, finetune_learner(finetune_dls(...), ...)')
+    if not hasattr(dls[0], 'one_batch'): raise ValueError(f'loaders of {type(dls[0]).__module__}: make them with finetune_dls, or with fastai')
     b = dls.one_batch()
     if len(b) != 2: raise ValueError(f'a batch holds {len(b)} tensor(s), without labels: finetune_learner needs labelled DataLoaders, from finetune_dls')
     x,y = b
     if x.ndim != 4 or y.ndim != 1: raise ValueError(f'a batch of shapes {tuple(x.shape)} and {tuple(y.shape)}: need images (bs, C, H, W) and one category each')
+    if y.is_floating_point(): raise ValueError('targets are numbers with a fraction: need class numbers; take CategoryBlock, or finetune_dls with labels')
     return int(dls.c), tuple(x.shape[-2:]), x.shape[1]
 
 # %% ../nbs/60_finetune.ipynb #8a7880ac
@@ -283,47 +296,51 @@ def compare_images(
     encoder,         # As in `finetune_learner`
 ) -> tuple:          # What loaders of ours are to adopt, and what differs: {name: (the loaders', the encoder's, noticeable?)}
     "How images are prepared by the loaders, and for the encoder"
-    want,now = prepared(encoder),{k: getattr(dls, k, None) for k in ('depth', 'resize')}
+    want,now = prepared(encoder),dict(depth=getattr(dls, 'depth', None), resize=image_way(dls)['resize'])
     now['stats'] = stats = image_stats(dls)
     if want['stats'] is not None and len(want['stats'][0]) != len(stats[0]): want['stats'] = None
     if want['depth'] and now['depth']: want['depth'] = {**now['depth'], **want['depth']}
-    elif hasattr(dls, 'depth'): want['depth'] = None   # no deep files here, or none there
     diff = {}
     if want['stats'] is not None:
         a,b = (torch.cat([torch.as_tensor(o, dtype=torch.float).flatten().cpu() for o in s]) for s in (stats, want['stats']))
         if not torch.equal(a, b): diff['stats'] = _in_words(stats),_in_words(want['stats']),(a - b).abs().max() > .02
+    if hasattr(dls, 'depth') and want['depth'] and not now['depth']: diff['depth'] = None,want['depth'],False   # no deep files here, maybe later
     for k in ('depth', 'resize'):
         if now[k] is not None and want[k] is not None and now[k] != want[k]: diff[k] = now[k],want[k],True
     return {k: want[k] for k in diff}, diff
 
 # %% ../nbs/60_finetune.ipynb #92c69829
 def adopt_images(
-    dls:DataLoaders,      # Labelled; those of ours are changed
+    dls:DataLoaders,      # Labelled; they stay as they are
     encoder,              # As in `finetune_learner`
     crop_pct:float,       # Of the recipe
     explicit:bool=False,  # Was it asked for?
-):
-    "Bring loaders to the encoder's way of preparing images, and say what changes or differs"
+) -> DataLoaders:       # Those that the learner is to have
+    "Loaders of the same images, prepared as the encoder's were; says what changes or differs"
     new,diff = compare_images(dls, encoder)
-    given = getattr(dls, 'given', ()) if hasattr(dls, 'adopt') else new   # fastai's loaders are left as they are
+    given = dls.given if isinstance(dls, ImageLoaders) else new   # fastai's loaders are left as they are
     what = dict(stats='normalisation', depth='depth', resize='resize')
     for k,(ours,theirs,much) in diff.items():
         if not much or rank_distrib(): continue
         if k in given: print(f'{what[k]} of the loaders is kept: {ours}; the encoder was trained with {theirs}')
         else: print(f"{what[k]} of the encoder is taken: {theirs}; the loaders had {ours}")
-    if not hasattr(dls, 'adopt'): return
+    if not isinstance(dls, ImageLoaders): return dls
     crops = isinstance(getattr(dls.train.dataset, 'recipe', None), str)   # are the training images cropped at random?
     if explicit or crops and 'crop_pct' not in given: new['crop_pct'] = crop_pct
     new = {k: v for k,v in new.items() if k not in given or k == 'crop_pct'}
-    if new: dls.adopt(**new)
+    return dls.adopt(**new)
 
 # %% ../nbs/60_finetune.ipynb #77e0833b
 class FinetuneLearner(Learner):
     "A `Learner` whose loss is checked when it is set"
+    images,ran,by_recipe,said_rate = 0,None,False,False
     @property
     def loss_func(self): return self._loss_func
     @loss_func.setter
     def loss_func(self, f): self._loss_func = as_loss(f)
+    def __setstate__(self, state):
+        import_module('gmml_nb.export')   # `export_classifier`, for one that `load_learner` reads in a new process
+        super().__setstate__(state)
 
 # %% ../nbs/60_finetune.ipynb #f42b7193
 @patch
@@ -342,7 +359,43 @@ def fit(self:FinetuneLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=Fal
     if reset_opt or not self.opt: self.create_opt()
     wd = self.wd if wd is None else wd
     if wd is not None: wd = [wd*(g['weight_decay'] > 0) for g in depth_groups(get_model(self.model), 1.)]
-    Learner.fit(self, n_epoch, lr, wd, cbs, start_epoch=start_epoch)
+    finding,rates = any(isinstance(o, LRFinder) for o in listify(cbs)),('lr', 'lr_start', 'lr_end', 'warmup', 'layer_decay')
+    asked = [k for k in rates if getattr(self.recipe, k) != getattr(FinetuneRecipe, k)]
+    if asked and not (self.by_recipe or finding or self.said_rate or rank_distrib()):
+        print(f"{', '.join(asked)} of the recipe: only fit_finetune goes by that; fit and fit_one_cycle take a rate of their own")
+        self.said_rate = True
+    try: Learner.fit(self, n_epoch, lr, wd, cbs, start_epoch=start_epoch)
+    finally:
+        if not finding: self.ran = what_ran(self)   # the latest run's, whichever way it was started
+
+# %% ../nbs/60_finetune.ipynb #c0de6001
+def one_image(o):
+    "A `ValueError` where `predict` gets several images"
+    many = isinstance(o, (list, tuple)) or hasattr(o, 'iloc') or getattr(o, 'ndim', 0) == 4 and len(o) > 1 or isinstance(o, (str, Path)) and Path(o).expanduser().is_dir()
+    if many: raise ValueError('predict answers for one image: for several take learn.get_preds(dl=learn.dls.test_dl(...)), which has a row for each')
+
+@patch
+def predict(self:FinetuneLearner, item, rm_type_tfms=None, with_input=False):
+    "fastai's, of one image"
+    one_image(item)
+    return Learner.predict(self, item, rm_type_tfms, with_input)
+
+def plain_train(learn, ds_idx, dl):
+    "A loader as it is, or that of the training images: in order, none left out, and of ours not augmented"
+    if dl is not None or ds_idx != 0: return dl
+    ds = copy(learn.dls.train.dataset)
+    if hasattr(ds, 'augment'): ds.augment = None
+    return learn.dls.train.new(ds, shuffle=False, drop_last=False)
+
+@patch
+def validate(self:FinetuneLearner, ds_idx=1, dl=None, cbs=None):
+    "fastai's; `ds_idx=0` measures all training images, plain. A loss with weights is a mean of the batches' means"
+    return Learner.validate(self, ds_idx, plain_train(self, ds_idx, dl), cbs)
+
+@patch
+def get_preds(self:FinetuneLearner, ds_idx=1, dl=None, **kwargs):
+    "fastai's; `ds_idx=0` is for all training images, plain"
+    return Learner.get_preds(self, ds_idx, plain_train(self, ds_idx, dl), **kwargs)
 
 # %% ../nbs/60_finetune.ipynb #e42268e9
 @patch
@@ -371,6 +424,34 @@ def tta(self:FinetuneLearner, ds_idx=1, dl=None, n=4, item_tfms=None, batch_tfms
     many = torch.stack(many).amax(0) if use_max else torch.stack(many).mean(0)
     return (torch.maximum(plain, many) if use_max else (many, plain) if beta is None else torch.lerp(many, plain, beta)), y
 
+# %% ../nbs/60_finetune.ipynb #c0de6002
+def try_metrics(
+    learn, # From `finetune_learner`
+    n:int, # Classes
+):
+    "Try each metric once; a `ValueError` that names one which cannot be"
+    y = torch.arange(2*n) % n
+    learn.pred,learn.yb,learn.xb = torch.eye(n)[y] + torch.rand(2*n, n, generator=torch.Generator().manual_seed(0)),(y,),()
+    try:
+        for m in learn.metrics:
+            f = getattr(m, 'func', m)
+            name = getattr(getattr(f, 'func', f), '__name__', repr(f))
+            if type(m) not in (AvgMetric, AccumMetric): continue   # of their own kind
+            if not callable(f): raise ValueError(f'metrics={f!r}: give the function itself, such as accuracy, or a list of them')
+            try:
+                m.reset(), m.accumulate(learn)
+                if type(m) is AvgMetric: float(m.value)
+            except Exception as e: raise ValueError(f'the metric {name} does not take logits (bs, {n}) and class numbers (bs,): {type(e).__name__}: {e}') from e
+            finally: m.reset()
+    finally: del learn.pred,learn.yb,learn.xb
+
+# %% ../nbs/60_finetune.ipynb #c0de6003
+def check_callbacks(cbs):
+    "A `ValueError` unless all are callbacks"
+    for o in listify(cbs):
+        if not isinstance(o, Callback) and not (isinstance(o, type) and issubclass(o, Callback)):
+            raise ValueError(f'cbs={o!r}: give fastai callbacks. A rate goes into finetune_learner(lr=...)')
+
 # %% ../nbs/60_finetune.ipynb #75c10d71
 def finetune_learner(
     dls:DataLoaders,      # Labelled: from `finetune_dls`, or any with one image and one category
@@ -395,13 +476,15 @@ def finetune_learner(
         n,size,chans = check_labelled(dls)
         torch.manual_seed(seed)
         model = load_encoder(encoder, n, size, chans, arch, model_args, r.drop_path, weights, pos_init)
-    adopt_images(dls, encoder, r.crop_pct, 'crop_pct' in overrides)
+    dls = adopt_images(dls, encoder, r.crop_pct, 'crop_pct' in overrides)
     if hasattr(dls, 'crop_pct'): r = replace(r, crop_pct=dls.crop_pct)
     mix = [MixupCutmix(n, r, seed)] if r.mixup or r.cutmix else [SmoothLabels(r.smoothing)]
+    check_callbacks(cbs)
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
     loss,split = CrossEntropyLossFlat() if loss_func is None else loss_func,partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay)
     learn = FinetuneLearner(dls, model, loss, opt, splitter=split, cbs=[*mix, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path, train_bn=False)   # norms freeze like the rest
-    ready_loss(learn.loss_func, n, dls.device)
+    ready_loss(learn.loss_func, n, dls.device), try_metrics(learn, n)
+    learn.images = len(dls.train.dataset)
     freeze_blocks(model, r.freeze)
     learn.recipe,learn.seed,learn.origin = r,seed,type(encoder).__name__ if isinstance(encoder, Learner) else encoder and str(encoder)
     learn.pretrained = weights and encoder is not None
@@ -416,24 +499,33 @@ def finetune_facts(self:Learner,
 ) -> dict:       # JSON values
     "What a run must share with one that it goes on from"
     ps = list(get_model(self.model).parameters())
-    return dict(asdict(self.recipe), n_epoch=n_epoch, arch=get_model(self.model).default_cfg.get('architecture'), origin=self.origin, seed=self.seed,
+    return dict(asdict(self.recipe), n_epoch=n_epoch, arch=get_model(self.model).default_cfg.get('architecture'), seed=self.seed,
                 parameters=sum(p.numel() for p in ps), trained_parameters=sum(p.numel() for p in ps if p.requires_grad),
                 images=len(self.dls.train.dataset), bs=self.dls.bs)
+
+# %% ../nbs/60_finetune.ipynb #c0de6004
+FIT_WORDS = {k: f'That is of the recipe: finetune_learner(..., {o}=...)' for k,o in [*FINETUNE_WORDS.items(), *((k, k) for k in asdict(FinetuneRecipe()))]
+             if o in asdict(FinetuneRecipe())} | dict.fromkeys(('epochs', 'n_epochs', 'num_epochs', 'epoch'), 'n_epoch')
 
 # %% ../nbs/60_finetune.ipynb #42e5d40c
 @patch
 def fit_finetune(self:Learner,
-    n_epoch:int,     # Passes over the labelled images
+    n_epoch:int=None, # Passes over the labelled images
     cbs=None,        # fastai callbacks for this run
     checkpoint=None, # Folder, or a `Checkpoint`: save there every few minutes, and go on from what is there
+    **wrong,         # Refused, in a sentence
 ):
     "Fine-tune with the schedule of the recipe: warm-up and cosine, per step"
     if not isinstance(self, FinetuneLearner): raise ValueError('fit_finetune needs a learner from finetune_learner; one of gmml_learner has fit_gmml')
-    check_epochs(n_epoch)
+    for k in wrong: known(k, ('n_epoch', 'cbs', 'checkpoint'), 'argument of fit_finetune', FIT_WORDS)
+    number('n_epoch', n_epoch, 1, whole=True), check_callbacks(cbs)
+    if isinstance(checkpoint, (bool, int)): raise ValueError(f"checkpoint={checkpoint!r}: give a folder, such as 'runs/first', or a Checkpoint")
     r = self.recipe
     lr = r.lr*self.dls.bs*max(1, num_distrib())/512
     self.create_opt()
     scales = [h.get('lr_scale', 1.) for h in self.opt.hypers]
     sched = warmup_cosine(min(r.lr_start, lr), lr, min(r.lr_end, lr), min(r.warmup/n_epoch, .1))
     cbs = [ParamScheduler(dict(lr=partial(_scaled, sched=sched, scales=scales))), *listify(cbs)]
-    fit_run(self, n_epoch, self.seed, cbs, checkpoint, self.finetune_facts(n_epoch))
+    self.by_recipe = True
+    try: fit_run(self, int(n_epoch), self.seed, cbs, checkpoint, self.finetune_facts(int(n_epoch)))
+    finally: self.by_recipe = False

@@ -11,6 +11,7 @@ __all__ = ['upper_blocks', 'check_blocks', 'read_config', 'resolve_arch', 'keep_
 # %% ../nbs/20_vit.ipynb #9c32bf6c
 import difflib, json, math
 import timm, torch
+from numbers import Integral
 from fastcore.basics import listify, patch
 from huggingface_hub import hf_hub_download
 from pathlib import Path
@@ -32,7 +33,7 @@ def check_blocks(
     depth:int, # Blocks of the transformer
 ) -> tuple:    # The same numbers
     "`blocks` as a tuple, or a `ValueError`"
-    o = tuple(listify(blocks))
+    o = tuple(int(b) if isinstance(b, Integral) and not isinstance(b, bool) else b for b in listify(blocks))
     if not o or not all(type(b) is int and 1 <= b <= depth for b in o):
         raise ValueError(f'blocks={o} of a transformer with {depth} blocks: give whole numbers from 1 to '
                          f'{depth}, for example {upper_blocks(depth)}')
@@ -44,6 +45,8 @@ def model_place(
     name,   # A folder, with or without 'local-dir:', or 'hf-hub:USER/NAME', or a timm name, with or without a tag
 ) -> tuple: # 'folder', 'hub' or 'timm', and the folder or the name
     "Where a model is, or a `ValueError` with the nearest folders and architectures"
+    if not isinstance(name, (str, Path)):
+        raise ValueError(f'{type(name).__name__} is no name of a model: give the learner itself, the folder that export_encoder wrote, or a timm name')
     kind,_,where = (text := str(name)).partition(':')
     if kind in ('hf-hub', 'hf_hub'): return 'hub', where
     folder,plain = Path(where if kind == 'local-dir' else text).expanduser(), text.removeprefix('timm/')

@@ -16,6 +16,7 @@ from fastcore.all import listify
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
+from fastai.vision.augment import RandomResizedCrop, Resize
 from fastai.torch_core import get_model
 from timm.models import save_for_hf
 from timm.models.deit import VisionTransformerDistilled
@@ -211,6 +212,18 @@ def image_stats(
         if isinstance(t, Normalize): return t.mean.flatten().cpu(),t.std.flatten().cpu()
     c = dls.one_batch()[0].shape[1]
     return torch.zeros(c),torch.ones(c)
+
+# %% ../nbs/48_weights.ipynb #c0de4801
+def image_way(
+    dls:DataLoaders, # Whose held-out images a model is shown
+) -> dict:           # `resize`, `crop_pct`; None where they are not known
+    "How held-out images are brought to size: our loaders know, fastai's have a `Resize` or a `RandomResizedCrop`"
+    if hasattr(dls, 'resize'): return dict(resize=dls.resize, crop_pct=dls.crop_pct)
+    t = next((o for o in getattr(getattr(dls.valid, 'after_item', None), 'fs', ()) if isinstance(o, (Resize, RandomResizedCrop))), None)
+    if isinstance(t, Resize): return dict(resize=dict(crop='crop', squish='squish', pad='pad').get(t.method), crop_pct=1.)
+    if t is None: return dict(resize=None, crop_pct=None)
+    n = max(t.size)
+    return dict(resize='squish', crop_pct=n/(n + math.ceil(n*t.val_xtra/8)*8))   # it squeezes, and cuts the middle out
 
 # %% ../nbs/48_weights.ipynb #2ff6de04
 def prepared(

@@ -157,6 +157,13 @@ def files(tmp_path_factory):
     for k,(im,kw) in FILES.items(): im.save(d/k, **kw)
     a = picture(5).astype(np.uint16)*99
     colour_16(d/'colour.png', a), colour_16(d/'colour_clear.png', np.concatenate([a, a[..., :1]*2], -1))
+    (d/'grey.pgm').write_bytes(b'P5 60 40 65535\n' + (GREY*80).astype('>u2').tobytes())
+    Image.fromarray((GREY.astype(np.uint32)*16_000_000).view(np.int32)).save(d/'unsigned.tif', tiffinfo={339: 1})
+    Image.fromarray(GREY*50).save(d/'none.tif', tiffinfo={42113: '0'})
+    f = GREY.astype(np.float32)/300
+    f[3, 4:9],f[5, 5] = np.inf,-np.inf
+    Image.fromarray(f).save(d/'inf.tif')
+    Image.fromarray(GREY*100).save(d/'clear16.png', transparency=0)
     return sorted(d.iterdir())
 
 @pytest.mark.parametrize('kw', [dict(resize='crop', crop_pct=.875), dict(resize='squish', in_chans=1), dict(resize='pad', depth={'16-bit': [0, 30000], 'float': [0, 1.]})], ids=lambda o: o['resize'])
@@ -176,6 +183,17 @@ def test_a_file_means_the_same_to_the_learner_and_to_the_cards_program(kw, files
         assert (x - ours).abs().max() < 1e-5, f.name
         with learn.no_bar(): name,_,p = learn.predict(f)
         with torch.no_grad(): assert torch.allclose(names['model'](x).softmax(1)[0], p.as_subclass(torch.Tensor), atol=1e-5) and [name] == y, f.name
+
+@pytest.mark.parametrize('c', [2, 6])
+def test_the_cards_program_of_other_channels(c, tmp_path, monkeypatch):
+    x = np.random.RandomState(0).randint(0, 255, (16, c, 8, 12), dtype=np.uint8).astype(np.float32)/255
+    learn = finetune_learner(finetune_dls((x, ['a', 'b']*8), size=(8, 12), bs=4, recipe=None, device='cpu'), None, arch=ARCH, model_args=dict(TINY, patch_size=4))
+    folder = learn.export_classifier(tmp_path/'c')
+    monkeypatch.chdir(tmp_path), np.save('image.npy', x[3])
+    text,names = re.search(r'```python\n(.*?)```', write_card(folder).read_text(), re.S)[1],{}
+    assert f'{c} channels is an array (C, H, W)' in text
+    exec(text, names)
+    assert (names['x'] - learn.dls.test_dl(x[3:4]).one_batch()[0].as_subclass(torch.Tensor)).abs().max() < 1e-5
 
 # Without Python -----------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 "Fine-tuning: where the encoder comes from, what is refused, rates by depth, freezing, mixing, and fastai's own tools"
-import hashlib, json, shutil, tempfile
+import hashlib, json, shutil, subprocess, sys, tempfile
 from dataclasses import fields
 from functools import lru_cache
 import matplotlib; matplotlib.use('Agg')
@@ -479,14 +479,10 @@ def encoder_of(stats, **kw):
 def test_the_encoders_normalisation_is_taken_and_said(capsys):
     far,near = ([.9]*3, [.5]*3),[[float(v) + .001 for v in o] for o in labelled().stats]
     dls = labelled()
-    learner(encoder_of(far), dls)
-    assert np.allclose(dls.stats[0], .9) and 'normalisation of the encoder is taken: mean (0.90 0.90 0.90)' in capsys.readouterr().out
-    learner(encoder_of(near), dls := labelled())
-    assert np.allclose(dls.stats[0], near[0]) and 'normalisation' not in capsys.readouterr().out
-    learner(encoder_of(far), dls := labelled(stats=([.1]*3, [.2]*3)))
-    assert np.allclose(dls.stats[0], .1) and 'normalisation of the loaders is kept: mean (0.10 0.10 0.10)' in capsys.readouterr().out
-    learner(None, dls := labelled())
-    assert torch.equal(dls.stats[0], labelled().stats[0]) and 'normalisation' not in capsys.readouterr().out
+    assert np.allclose(learner(encoder_of(far), dls).dls.stats[0], .9) and torch.equal(dls.stats[0], labelled().stats[0]) and 'normalisation of the encoder is taken: mean (0.90 0.90 0.90)' in capsys.readouterr().out
+    assert np.allclose(learner(encoder_of(near)).dls.stats[0], near[0]) and 'normalisation' not in capsys.readouterr().out
+    assert np.allclose(learner(encoder_of(far), labelled(stats=([.1]*3, [.2]*3))).dls.stats[0], .1) and 'normalisation of the loaders is kept: mean (0.10 0.10 0.10)' in capsys.readouterr().out
+    assert torch.equal(learner(None, dls).dls.stats[0], labelled().stats[0]) and 'normalisation' not in capsys.readouterr().out
 
 def test_resize_and_depth_of_the_encoder(tmp_path, capsys):
     for i in range(8):
@@ -498,9 +494,9 @@ def test_resize_and_depth_of_the_encoder(tmp_path, capsys):
     before = dls.valid.one_batch()[0].clone()
     learn = learner(e, dls)
     said = capsys.readouterr().out
-    assert (dls.resize, dls.depth) == ('squish', {'16-bit': [0, 5000]}) and 'resize of the encoder is taken: squish' in said and 'depth of the encoder is taken' in said
-    assert not torch.equal(dls.valid.one_batch()[0], before)
-    learner(e, dls := make(resize='pad', depth={'16-bit': [0, 1500]}))
+    assert (learn.dls.resize, learn.dls.depth) == ('squish', {'16-bit': [0, 5000]}) and 'resize of the encoder is taken: squish' in said and 'depth of the encoder is taken' in said
+    assert not torch.equal(learn.dls.valid.one_batch()[0], before) and torch.equal(dls.valid.one_batch()[0], before)
+    dls = learner(e, make(resize='pad', depth={'16-bit': [0, 1500]})).dls
     said = capsys.readouterr().out
     assert (dls.resize, dls.depth) == ('pad', {'16-bit': [0, 1500]}) and 'resize of the loaders is kept: pad' in said and 'depth of the loaders is kept' in said
     cfg = json.loads((learn.export_classifier(tmp_path/'c')/'config.json').read_text())
@@ -602,3 +598,81 @@ def test_every_door_of_a_learner(folder, tmp_path):
     from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
     with learn.no_bar(), learn.no_logging(): learn.fit_finetune(2, cbs=[SaveModelCallback(), EarlyStoppingCallback()])
     with pytest.raises(ValueError, match='finetune_learner'): pretrained().fit_finetune(1)
+
+# Several learners, several doors -----------------------------------------------------------------------------------
+
+def test_two_learners_of_the_same_loaders():
+    "The second leaves the first as it is, and random weights after an encoder start as from fresh loaders"
+    dls,x = labelled(recipe='crop'),images()[0][3]
+    a = learner(encoder_of(([.9]*3, [.5]*3)), dls)
+    with a.no_bar(): before = a.predict(x)[2],a.validate()
+    b,c = learner(encoder_of(([.2]*3, [.1]*3)), dls, crop_pct=.5),learner(None, dls)
+    with a.no_bar(): assert torch.equal(a.predict(x)[2], before[0]) and list(a.validate()) == list(before[1])
+    assert (a.dls.crop_pct, b.dls.crop_pct, c.dls.crop_pct) == (.875, .5, .875) and np.allclose(b.dls.stats[0], .2)
+    fit(a, 1)
+    assert digest(fit(c, 1).model) == digest(fit(learner(None, labelled(recipe='crop')), 1).model)
+
+def test_depth_of_the_encoder_stays_with_files_of_8_bits(pngs, tmp_path):
+    e = encoder_of(([.5]*3, [.5]*3), depth={'16-bit': [0, 414]})
+    learn = learner(e, finetune_dls(pngs, size=8, bs=8, recipe=None, device='cpu'))
+    assert learn.dls.depth == json.loads((learn.export_classifier(tmp_path/'c')/'config.json').read_text())['depth'] == {'16-bit': [0, 414]}
+
+def test_what_is_exported_is_the_latest_runs(folder, tmp_path, capsys):
+    learn = fit(learner(folder, lr=.01), 2)
+    facts = lambda: json.loads((learn.export_classifier(tmp_path/'c')/'config.json').read_text())['finetune']
+    assert facts()['epochs'] == 2 and 'only fit_finetune' not in capsys.readouterr().out
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3), learn.fit_one_cycle(1, 1e-3)
+    now = learn.recorder.values[-1][0]
+    with learn.no_bar(): learn.lr_find(num_it=4, show_plot=False), learn.validate()
+    assert facts()['epochs'] == 1 and facts()['results']['train_loss'] == now and facts()['images'] == len(learn.dls.train.dataset)
+    assert capsys.readouterr().out.count('lr of the recipe: only fit_finetune goes by that') == 1
+
+def test_several_images_at_once_are_refused(pngs):
+    learn,x = learner(),images()[0]
+    for o in (list(x[:2]), x[:2], pngs, [str(f) for f in pngs.rglob('*.png')][:2]):
+        with pytest.raises(ValueError, match='predict answers for one image'): learn.predict(o)
+
+def test_training_images_are_measured_plain():
+    learn = learner(dls=labelled(recipe='crop'))
+    with learn.no_bar():
+        p,y = learn.get_preds(ds_idx=0)
+        loss,acc = learn.validate(0)
+    assert len(y) == len(learn.dls.train.dataset) and loss == pytest.approx(F.nll_loss(p.log(), y).item(), abs=1e-4) and acc == pytest.approx((p.argmax(1) == y).float().mean().item())
+
+@pytest.mark.parametrize('f,said', [(lambda l: l.fit_finetune(1, .01), 'cbs=0.01: give fastai callbacks'), (lambda l: l.fit_finetune(1, lr=.01), r'finetune_learner\(lr='), (lambda l: l.fit_finetune(epochs=1), "Did you mean 'n_epoch'"),
+    (lambda l: l.fit_finetune(1, checkpoint=True), 'checkpoint=True: give a folder'), (lambda l: l.fit_finetune(1, cbs='x'), "cbs='x'"), (lambda l: learner(l.model), 'VisionTransformer is no name of a model'),
+    (lambda l: learner(metrics='accuracy'), "metrics='accuracy': give the function"), (lambda l: learner(metrics=[accuracy, lambda p, y: F.mse_loss(p, y)]), 'the metric <lambda> does not take'),
+    (lambda l: learner(loss_func=nn.BCEWithLogitsLoss()), 'loss_func=BCEWithLogitsLoss does not'), (lambda l: l.fit_finetune(1, colour=1), 'There are: n_epoch, cbs, checkpoint')], ids=range(10))
+def test_slips(f, said):
+    with pytest.raises(ValueError, match=said): f(learner())
+
+def test_numbers_of_numpy_and_losses_of_people(capsys):
+    class Own(nn.Module):
+        def __init__(self): super().__init__(); self.scale = nn.Parameter(torch.ones(()))
+        def forward(self, p, y): return F.cross_entropy(self.scale*p, y)
+    fit(learner(loss_func=Own()), np.int64(1))
+    assert 'loss_func=Own has parameters of its own' in capsys.readouterr().out
+    fit(learner(loss_func=CrossEntropyLossFlat(weight=torch.tensor(np.array([1., 2., 3., 4.])))), 1)
+
+def test_targets_that_are_no_classes():
+    dls = labelled()
+    for o in dls.loaders: o.dataset.labels = o.dataset.labels.float()
+    with pytest.raises(ValueError, match='need class numbers'): learner(dls=dls)
+
+def test_how_fastais_loaders_show_images(pngs, tmp_path, capsys):
+    from fastai.vision.augment import RandomResizedCrop, Resize
+    e = encoder_of(([.5]*3, [.5]*3), resize='pad')
+    for tfm,mode,pct in ((Resize(8, method='squish'), 'squash', 1.), (Resize(8), 'center', 1.), (RandomResizedCrop(8), 'squash', .5), (None, 'center', 1.)):
+        dls = ImageDataLoaders.from_folder(pngs, valid_pct=.25, bs=8, seed=1, num_workers=0, device='cpu', item_tfms=tfm)
+        learn = learner(e, dls)
+        said = capsys.readouterr().out
+        pre = json.loads((learn.export_classifier(tmp_path/'c')/'config.json').read_text())['pretrained_cfg']
+        assert (pre['crop_mode'], pre['crop_pct']) == (mode, pct) and ('resize of the loaders is kept' in said) == (tfm is not None)
+        assert ('cannot be read' in capsys.readouterr().out) == (tfm is None)
+
+def test_read_in_a_new_process(tmp_path):
+    learn = fit(learner(path=tmp_path), 1)
+    learn.export('m.pkl')
+    code = f"from fastai.learner import load_learner; l = load_learner({str(tmp_path/'m.pkl')!r}); l.export_classifier({str(tmp_path/'c')!r})"
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+    assert json.loads((tmp_path/'c'/'config.json').read_text())['finetune']['images'] == len(learn.dls.train.dataset)
