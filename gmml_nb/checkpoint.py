@@ -9,8 +9,10 @@ __all__ = ['RATES', 'rng_state', 'set_rng_state', 'own_rng', 'run_state', 'load_
            'read_plain', 'Checkpoint', 'what_ran', 'fit_run']
 
 # %% ../nbs/45_checkpoint.ipynb #1067de37
-import hashlib, json, math, os, random, re, shutil, signal, threading, time, warnings
+import hashlib, inspect, json, math, os, random, re, shutil, signal, sys, threading, time, types, warnings
 from contextlib import contextmanager, nullcontext
+from enum import Enum
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -18,8 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 from fastcore.all import L, listify, noop, patch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
+from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import ReduceLROnPlateau
+from fastai.data.core import DataLoaders, Transform
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import get_model, num_distrib, rank_distrib
+from .cache import file_facts
 
 # %% ../nbs/45_checkpoint.ipynb #0b9c6a98
 def _stateful(learn): return {cb.name: cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
@@ -147,7 +153,9 @@ def tensor_bytes(
 ):     # Its bytes, in order
     "The bytes of a tensor, wherever it is"
     if isinstance(t, np.ndarray): return np.ascontiguousarray(t).tobytes()
-    return t.detach().as_subclass(torch.Tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if t.numel() else b''
+    t = t.detach().as_subclass(torch.Tensor).cpu().contiguous().reshape(-1)
+    if not t.numel(): return b''
+    return (t if t.stride(0) == 1 else t.clone(memory_format=torch.contiguous_format)).view(torch.uint8).numpy()
 
 def weights_hash(
     model,  # Any module
@@ -157,7 +165,67 @@ def weights_hash(
     for k,v in get_model(model).state_dict().items(): h.update(k.encode()), h.update(tensor_bytes(v))
     return h.hexdigest()[:12]
 
+# %% ../nbs/45_checkpoint.ipynb #d16e5701
+SKIP = {'learn', 'training', 'cache', 'inst', 'owner', 'do', 'mat', '_backward_hooks', '_forward_hooks', '__dict__', '__weakref__', '__doc__', '__module__',
+        '__firstlineno__', '__static_attributes__', '__qualname__', '__signature__', '__annotations__'}   # what use or Python changes
+
+def _own(o):
+    root = str(getattr(o, '__module__', None) or '').split('.')[0]
+    file = getattr(sys.modules.get(root), '__file__', None) or ''
+    return root not in sys.builtin_module_names and root != __name__.split('.')[0] and 'site-packages' not in file and file != os.__file__ \
+        and not (root in sys.stdlib_module_names and root != '__main__')
+
+def _name_of(o): return f"{getattr(o, '__module__', '')}.{getattr(o, '__qualname__', '')}"
+
+def _attributes(o):
+    kept = dict(vars(o))
+    if isinstance(o, Transform) and not _own(type(o)):   # fastai's note there what they draw
+        asked = {k for c in type(o).__mro__ if '__init__' in vars(c) and c is not object for k in inspect.signature(c.__init__).parameters}
+        kept = {k: v for k,v in kept.items() if k in asked}
+    return {k: v for k,v in kept.items() if k not in SKIP}
+
+def _used(f):
+    there = {k: f.__globals__[k] for k in f.__code__.co_names if k in f.__globals__}
+    return {k: v for k,v in there.items() if isinstance(v, (int, float, str, torch.Tensor, np.ndarray, types.FunctionType, torch.nn.Module))}
+
+def _parts(o):
+    "What an object is made of, or None"
+    if isinstance(o, types.MethodType): return o.__func__,o.__self__
+    if isinstance(o, (staticmethod, classmethod)): return o.__func__,
+    if isinstance(o, property): return o.fget,
+    if isinstance(o, partial): return o.func,o.args,o.keywords
+    if isinstance(o, types.CodeType): return o.co_code,o.co_consts,o.co_names
+    if isinstance(o, types.FunctionType):
+        cells = [c.cell_contents for c in o.__closure__ or () if c != types.CellType()]
+        return (_name_of(o) if not _own(o) else (o.__code__, _used(o))),o.__defaults__,o.__kwdefaults__,cells
+    if isinstance(o, type): return _name_of(o),*([{k: v for k,v in vars(o).items() if k not in SKIP}, o.__bases__] if _own(o) else [])
+    if isinstance(o, (Learner, DataLoaders, types.ModuleType, Enum)): return None
+    if hasattr(o, '__dict__'): return type(o),_attributes(o)
+
+
+# %% ../nbs/45_checkpoint.ipynb #d16e5702
+def digest(
+    o, # Anything
+    around:tuple=(), # Objects that hold it
+) -> str: # 12 hexadecimal digits
+    "Checksum of what an object is and does: values, tensors, code and closures, class and attributes; not of its place in memory"
+    h = hashlib.sha256(type(o).__name__.encode())
+    def add(*parts):
+        for p in parts: h.update(p.encode() if isinstance(p, str) else digest(p, (*around, id(o))).encode())
+    if id(o) in around: add('itself')
+    elif isinstance(o, (torch.Tensor, np.ndarray)) and str(o.dtype) != 'object': add(str(o.dtype), str(tuple(o.shape))), h.update(tensor_bytes(o))
+    elif isinstance(o, dict): add(*sorted(digest(k) + digest(v, (*around, id(o))) for k,v in o.items()))
+    elif isinstance(o, (set, frozenset)): add(*sorted(map(digest, o)))
+    elif isinstance(o, (list, tuple, L)): add(*(digest(p, (*around, id(o))) for p in o))
+    elif isinstance(o, bytes): h.update(o)
+    elif isinstance(o, (str, Path, int, float, np.generic)) or (parts := _parts(o)) is None: add(plain_text(o))
+    else: add(*(digest(p, (*around, id(o))) for p in parts))
+    return h.hexdigest()[:12]
+
+
 # %% ../nbs/45_checkpoint.ipynb #da389482
+WHOLE = 2**28   # bytes of files that are read for their checksum; of more, size and time tell
+
 def image_bytes(
     ds, # A data set: ours, or one of fastai's
 ):      # Pieces of text or bytes
@@ -170,7 +238,9 @@ def image_bytes(
     if isinstance(items, (str, torch.Tensor, np.ndarray)): items = [items]
     files = [os.path.abspath(o) for o in listify(items) if isinstance(o, (str, Path)) and len(str(o)) < 4096]
     base = os.path.commonpath([os.path.dirname(o) for o in files]) if files else ''
-    for f in files: yield f'{f[len(base):]} {os.path.getsize(f) if os.path.exists(f) else ""}'
+    facts = file_facts(files).tolist()
+    few = sum(size for size,_ in facts) <= WHOLE
+    for f,(size,when) in zip(files, facts): yield f'{f[len(base):]} {size} {sha256(f) if few and os.path.isfile(f) else when}'
     for o in listify(items):
         if isinstance(o, (torch.Tensor, np.ndarray)) and getattr(o, 'dtype', None) != object: yield tensor_bytes(o)
         elif hasattr(o, 'tobytes'): yield o.tobytes()
@@ -198,21 +268,31 @@ def data_facts(
     ds,dl = dls.train.dataset,dls.train
     keep = {k: getattr(dls, k, None) for k in ('size', 'in_chans', 'depth', 'resize', 'crop_pct')}
     aug,stats = getattr(ds, 'augment', None),getattr(dls, 'stats', None)
-    how = plain_text([{k: vars(v) if k == 'erase' and v else v for k,v in vars(aug).items()} if hasattr(aug, '__dict__') else aug,
-                      getattr(dl, 'after_item', None), getattr(dl, 'after_batch', None), getattr(ds, 'store', None)])
+    how = aug,getattr(dl, 'before_iter', None),getattr(dl, 'after_item', None),getattr(dl, 'after_batch', None),getattr(ds, 'tls', None),getattr(ds, 'store', None)
     return dict(keep, bs=dls.bs, order=getattr(dl, 'seed', None), train_images=images_hash(ds),
         held_out_images=images_hash(dls.valid.dataset) if len(dls.loaders) > 1 else None,
         vocab=list(map(str, dls.vocab)) if getattr(dls, 'vocab', None) is not None else None,
-        stats=None if stats is None else [torch.as_tensor(o).tolist() for o in stats], augmentation=hashlib.sha256(how.encode()).hexdigest()[:12])
+        stats=None if stats is None else [torch.as_tensor(o).tolist() for o in stats], augmentation=digest(how))
 
 def loss_fact(
     f, # A loss function
 ) -> str:
-    "The name of a loss, its numbers, and a checksum of its weights"
-    f = getattr(f, 'func', f) if not isinstance(f, torch.nn.Module) else f
-    if not isinstance(f, torch.nn.Module): return plain_text(f)
-    own = {k: v for k,v in vars(f).items() if isinstance(v, (int, float, str)) and k != 'training'}
-    return f'{plain_text(f)} {own} {weights_hash(f) if f.state_dict() else ""}'.strip()
+    "The name of a loss, and a checksum of all that it is"
+    return f'{getattr(f, "__qualname__", type(f).__name__)} {digest(f)}'
+
+LOOK_ON = 'gmml_nb fastai.learner fastai.distributed fastai.callback.core fastai.callback.progress fastai.callback.fp16 fastai.callback.wandb ' \
+    'fastai.callback.tensorboard fastai.callback.comet fastai.callback.neptune fastai.callback.captum fastai.callback.azureml'.split()
+
+def callback_facts(
+    learn, # About to train
+) -> list: # Of text; None where there are no others than ours and loggers
+    "Callbacks of the user's that may change what a run comes to, as they were when they were first seen"
+    def fact(cb):
+        if 'as_given' not in vars(cb): vars(cb)['as_given'] = f'{type(cb).__name__} {digest(cb)}'
+        return vars(cb)['as_given']
+    module = lambda cb: type(cb).__module__
+    cbs = [cb for cb in learn.cbs if not any(module(cb) == o or module(cb).startswith(f'{o}.') for o in LOOK_ON) and type(cb) is not ParamScheduler]
+    return [fact(cb) for cb in cbs] or None
 
 # %% ../nbs/45_checkpoint.ipynb #944f9182
 class Checkpoint(Callback):
@@ -226,6 +306,7 @@ class Checkpoint(Callback):
         trust:bool=False, # Unpickle a checkpoint that cannot be read otherwise? It can run any program
         config:dict=None, # What a run must share with one that it goes on from; `fit_gmml` and `fit_finetune` fill it
     ):
+        if not isinstance(folder, (str, Path)) or not str(folder).strip(): raise ValueError(f"checkpoint={folder!r}: give a folder, checkpoint='run', or a Checkpoint")
         for k,v in dict(minutes=minutes, steps=steps, keep=keep).items():
             if v is not None and v <= 0: raise ValueError(f'{k}={v!r}: give a number above 0')
         self.folder,self.minutes,self.steps,self.keep,self.trust = Path(folder).expanduser(),minutes,steps,keep,trust
@@ -241,8 +322,9 @@ def take_facts(self:Checkpoint,
     learn,now = self.learn,weights_hash(self.learn.model)
     start,end = getattr(learn, 'begun', {}).get(str(self.folder.absolute()), (None, None))
     own = dict(start_weights=start if end == now else now, n_epoch=n_epoch, loss_func=loss_fact(learn.loss_func), processes=max(1, num_distrib()),
-               precision=getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'fp32'))
-    self.facts = json.loads(json.dumps({**data_facts(learn.dls), **self.config, **own}, default=str))
+               precision=getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'fp32'),
+               callbacks=callback_facts(learn))
+    self.facts = json.loads(json.dumps({**data_facts(learn.dls), **self.config, **own}, default=lambda o: o.item() if hasattr(o, 'item') else str(o)))
 
 @patch
 def remember(self:Checkpoint):
@@ -398,7 +480,7 @@ def restore(self:Checkpoint):
     if not rank_distrib(): print(f'going on from {o}: step {self.train_iter:,} of {self.n_epoch*len(self.dls.train):,}')
 
 # %% ../nbs/45_checkpoint.ipynb #e342ad92
-RATES = ('lr', 'lr_start', 'lr_end', 'wd', 'wd_end', 'clip', 'precision')   # what may change between a checkpoint and what goes on from it
+RATES = ('lr', 'lr_start', 'lr_end', 'wd', 'wd_end', 'clip', 'precision', 'callbacks')   # what may change between a checkpoint and what goes on from it
 
 @patch
 def check_same(self:Checkpoint,
@@ -408,10 +490,11 @@ def check_same(self:Checkpoint,
     old,new,over = json.loads((folder/'config.json').read_text()),self.facts,folder == self.finished
     diff = {k: f'{k} was {old.get(k)!r} and is {new.get(k)!r}' for k in {**old, **new} if k not in ('changed', 'weights_in') and old.get(k) != new.get(k)}
     rates = [k for k in diff if k in RATES and not over]
+    kept = [k for k in rates if k != 'callbacks']   # not noted with the results: what stopped a run is often a callback
     other = ', '.join(v for k,v in diff.items() if k not in rates)
     if other and over: raise ValueError(f'{self.folder} is of another run, which has finished: {other}. Choose another checkpoint folder, or delete {self.folder} to train anew')
     if other: raise ValueError(f'{folder} is of another run: {other}. Choose another checkpoint folder, or set them back')
-    changed = old.get('changed', []) + ([{'step': self.step_of(folder), **{k: old.get(k) for k in rates}}] if rates else [])
+    changed = old.get('changed', []) + ([{'step': self.step_of(folder), **{k: old.get(k) for k in kept}}] if kept else [])
     if changed: self.facts['changed'] = changed
     if rates and not rank_distrib(): print(f'from here on, {", ".join(diff[k] for k in rates)}')
 
@@ -471,7 +554,7 @@ def bring_back(self:Checkpoint):
     if state['hps']: self.recorder.hps = {k: v.tolist() for k,v in state['hps'].items()}
     for k,cb in _stateful(self.learn).items():
         if k in state['rng']['cbs']: cb.load_state_dict(state['rng']['cbs'][k])
-    if not rank_distrib(): print(f'{self.folder}: this run has finished, nothing is trained')
+    if not rank_distrib(): print(f'{self.folder}: this run has finished, nothing is trained, nor measured or saved by callbacks')
 
 # %% ../nbs/45_checkpoint.ipynb #a3709670
 @patch
@@ -536,6 +619,29 @@ def what_ran(
     last = zip(names, rows[-1] if rows else [])
     return dict(epochs=len(rows), results={k: v for k,v in last if isinstance(v, (int, float)) and math.isfinite(v)})
 
+# %% ../nbs/45_checkpoint.ipynb #c4ecc501
+def check_cbs(
+    learn:Learner, # About to train, with the schedule of a recipe
+    cbs,           # What was given
+):
+    "Raise a `ValueError` for what is no callback, or sets the rate that the schedule sets"
+    for cb in listify(cbs):
+        if not isinstance(cb, Callback) and not (isinstance(cb, type) and issubclass(cb, Callback)):
+            raise ValueError(f"cbs={cb!r}: give fastai callbacks. A rate is given to the learner, lr=5e-4")
+    for cb in [*learn.cbs, *listify(cbs)]:
+        if isinstance(cb, ReduceLROnPlateau) or cb is ReduceLROnPlateau:
+            raise ValueError('ReduceLROnPlateau lowers a rate that the schedule of the recipe sets at each step: leave it out, or use learn.fit(10, 1e-3, cbs=ReduceLROnPlateau())')
+
+def say_worse(
+    learn:Learner, # That has trained
+):
+    "One line where the loss has ended far above its start"
+    rec,end = learn.recorder,learn.ran['results']
+    last = end.get('valid_loss', end.get('train_loss'))
+    if getattr(rec, "losses", None) and last is not None and last > 10*float(rec.losses[0]) and not rank_distrib():
+        print(f'the loss has grown from {float(rec.losses[0]):.3g} to {last:.3g}: nothing was learned, lower the rate (lr=)')
+
+
 # %% ../nbs/45_checkpoint.ipynb #502496f8
 def fit_run(
     learn:Learner,    # With an optimiser
@@ -546,7 +652,8 @@ def fit_run(
     config:dict=None, # What a run must share with one that it goes on from, beside images, loss and first weights
 ):
     "`Learner.fit` with generators of its own, which can be killed; `learn.ran` says what came of it"
-    ck = Checkpoint(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
+    check_cbs(learn, cbs)
+    n_epoch,ck = int(n_epoch),checkpoint if checkpoint is None or isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
     if ck: ck.config = config or {}
     with own_rng(seed), learn.added_cbs([*listify(cbs), *listify(ck)]):   # still there when an error is to be saved from
         try:
@@ -557,3 +664,4 @@ def fit_run(
             learn.ran = what_ran(learn)
             if ck and (ck.facts or {}).get('changed'): learn.ran['changed'] = ck.facts['changed']
             if ck: ck.remember()
+        say_worse(learn)

@@ -11,7 +11,7 @@ __all__ = ['RECIPES', 'ACTS', 'LOSSES', 'Recipe', 'get_recipe', 'make_alien', 'a
            'check_epochs', 'check_run', 'run_facts', 'pick_device', 'all_processes']
 
 # %% ../nbs/50_pretrain.ipynb #f1d31c0e
-import atexit, math, os, time
+import atexit, inspect, math, os, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai.callback import progress   # `no_bar`
 from fastai.data.core import DataLoaders
 from fastai import distributed   # `distrib_ctx`, `teardown_distrib`
-from fastai.learner import AvgLoss, CastToTensor, Learner, Recorder
+from fastai.learner import AvgLoss, CastToTensor, Learner, Metric, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import apply, default_device, get_model, num_distrib, rank_distrib, to_detach
 from fastprogress.fastprogress import format_time
@@ -44,8 +44,8 @@ from .corruption import Combine, NoCorruption, Noise, Replace, Zeros
 from .vit import GMMLEncoder
 from .decoder import GMMLAutoencoder, PointwiseDecoder
 from .loss import MaskedL1Loss, MaskedMSELoss
-from .checkpoint import Checkpoint, fit_run, what_ran
-from .weights import write_model
+from .checkpoint import Checkpoint, check_cbs, fit_run, rng_state, set_rng_state, what_ran
+from .weights import prepared, write_model
 
 # %% ../nbs/50_pretrain.ipynb #d3ed1fae
 CHOICES = dict(alien=('zeros', 'noise', 'replace', 'comb1', 'comb2', 'none'), unit=('token', 'pixel'), placement=('even', 'authors'),
@@ -59,7 +59,7 @@ def check_recipe(
     for k,names in CHOICES.items(): known(getattr(r, k), names, WHAT[k])
     def each(*names, **limits):
         for k in names: number(k, getattr(r, k), **limits)
-    each('lr', open='low')
+    each('lr', open='low', high=10)
     each('lr_end', 'warmup', 'wd', 'wd_end', 'clip')
     each('mom', 'sqr_mom', 'drop_path', high=1, open='high')
     each('max_side', 'flip', 'jitter_p', 'blur_p', high=1)
@@ -319,7 +319,7 @@ class AvgMaskedLoss(AvgLoss):
     "Loss over all corrupted elements of the held-out images: the same for every batch size"
     def accumulate(self, learn):
         x,mask = learn.yb
-        n = mask.sum()*x.shape[1] if learn.loss_func.reduction == 'mean' else mask.new_ones((), dtype=torch.long)
+        n = mask.sum()*x.shape[1] if getattr(learn.loss_func, 'reduction', 'mean') == 'mean' else mask.new_ones((), dtype=torch.long)
         o = torch.stack([learn.loss.mean().double()*n, n.double()]).detach().cpu()
         self.total,self.count = self.total + o[0],self.count + o[1]
 
@@ -338,6 +338,14 @@ class StopOnNonFinite(Callback):
     "Stop when the loss is NaN or infinite, naming the step and the learning rate"
     order = Recorder.order + 1         # the recorder has brought the loss to the CPU already
     run_valid = False
+    def before_fit(self):
+        "`lr_find` leaves everything as it was: the run after it is the run without it; any other fit makes older results void"
+        self.kept = (rng_state(self.learn), getattr(self.dls.train, 'epoch', None)) if hasattr(self.learn, 'lr_finder') else None
+        if not self.kept: vars(self.learn).pop('ran', None)
+    def after_fit(self):
+        if not self.kept: return
+        set_rng_state(self.learn, self.kept[0])
+        if self.kept[1] is not None: self.dls.train.epoch = self.kept[1]
     def after_batch(self):
         if math.isfinite(self.smooth_loss) or hasattr(self.learn, 'lr_finder'): return
         raise FloatingPointError(f'the loss is {self.loss.item()} at step {self.train_iter} (epoch {self.epoch}), '
@@ -370,7 +378,7 @@ class LogEvery(Callback):
     def __init__(self,
         steps:int, # Between two rows, at least
     ):
-        if not isinstance(steps, int) or steps < 1: raise ValueError(f'log_steps={steps!r}: give a whole number, 1 or more')
+        number('log_steps', steps, 1, whole=True)
         self.steps,self.last = steps,0
     def state_dict(self): return dict(last=self.last)
     def load_state_dict(self, state): self.last = state['last']
@@ -402,8 +410,7 @@ class GlobalMean(Callback):
     def __init__(self,
         accumulate:int=1, # Batches in a step
     ):
-        if not isinstance(accumulate, int) or accumulate < 1: raise ValueError(f'accumulate={accumulate!r}: give a whole number, 1 or more')
-        store_attr()
+        self.accumulate = int(number('accumulate', accumulate, 1, whole=True))
     def before_fit(self):
         self.world = max(1, num_distrib())
         self.needed = self.world*self.accumulate > 1 and not hasattr(self.learn, 'lr_finder')
@@ -443,7 +450,7 @@ def check_unlabelled(
         raise ValueError(f'dls is a {type(dls).__name__}, not loaders: make them first, gmml_learner(pretrain_dls({src}), ...)')
     with torch.random.fork_rng(devices=[]): b = dls.one_batch()
     if isinstance(b, (tuple, list)) and len(b) == 1 and hasattr(dls, 'stats'): return
-    what = f'{len(b)} tensors' if isinstance(b, (tuple, list)) else 'a bare tensor'
+    what = f'{len(b)} tensor(s)' if isinstance(b, (tuple, list)) else 'a bare tensor'
     raise ValueError(f'a batch is {what}, and pretraining takes 1-tuples of clean images with their statistics: make the loaders with pretrain_dls')
 
 # %% ../nbs/50_pretrain.ipynb #ed9d41ad
@@ -452,7 +459,7 @@ class PretrainLearner(Learner):
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         "fastai's, with weight decay (the recipe's, if none is given) for the matrices alone"
         with self.added_cbs(cbs):
-            check_callbacks(self)
+            check_callbacks(self), check_loss(self)
             if wd is None: wd = self.recipe.wd if self.wd is None else self.wd
             super().fit(n_epoch, one_rate(lr), [wd, 0.], None, reset_opt, start_epoch)
     def fit_one_cycle(self, n_epoch, lr_max=None, **kw): return super().fit_one_cycle(n_epoch, one_rate(lr_max), **kw)
@@ -464,6 +471,9 @@ class PretrainLearner(Learner):
         for p in self.model.parameters(): p.requires_grad_(True)
         self.create_opt()
     def fine_tune(self, *args, **kw): raise ValueError('fine_tune freezes all but a head, and there is none: fit_gmml(100) pretrains, finetune_learner(dls, learn) makes a classifier of the encoder')
+    def get_preds(self, *args, with_preds=True, **kw):
+        if not with_preds: raise ValueError('fastai\'s Interpretation looks at single labelled images, and there are none: see show_reconstructions(), or interpret a classifier of finetune_learner(dls, learn)')
+        return super().get_preds(*args, with_preds=with_preds, **kw)
     def tta(self, *args, **kw): raise ValueError('tta averages predictions of classes, and there are none: make a classifier with finetune_learner(dls, learn)')
 
 # %% ../nbs/50_pretrain.ipynb #7130ac0e
@@ -484,6 +494,62 @@ def check_callbacks(
         watched = getattr(cb, 'monitor', 'valid_loss') if cb in trackers(learn) else ''
         if watched.startswith('valid') and not len(learn.dls.valid):
             raise ValueError(f"{cb} watches {watched}, and no image is held out: give valid_pct=.1 to pretrain_dls, or monitor='train_loss'")
+
+# %% ../nbs/50_pretrain.ipynb #c4ecc502
+def takes(
+    f, # Function or module
+    n:int, # Arguments by place
+) -> bool:
+    "Can `f` be called with `n` arguments? True where Python cannot tell"
+    if isinstance(f, nn.Module) and type(f).__call__ is nn.Module.__call__: f = f.forward
+    elif not inspect.isroutine(f) and not isinstance(f, (type, partial)): f = f.__call__   # fastai's losses show another signature
+    try: inspect.signature(f).bind(*range(n))
+    except TypeError: return False
+    except ValueError: pass
+    return True
+
+def check_loss(
+    learn:Learner, # About to train
+):
+    "Raise a `ValueError` for a loss that is not of (prediction, clean, mask)"
+    f = learn.loss_func
+    if callable(f) and takes(f, 3): return
+    raise ValueError(f"loss_func={getattr(f, '__name__', f)!r} is not a function of (prediction, clean, mask): give MaskedL1Loss() or MaskedMSELoss(), or one of your own with three arguments")
+
+def loss_name(f): return {v: k for k,v in LOSSES.items()}.get(type(f)) or getattr(f, '__name__', type(f).__name__)
+
+def check_metrics(
+    metrics, # What was given
+):
+    "Raise a `ValueError` for metrics that are not of (reconstruction, clean, mask)"
+    for m in listify(metrics):
+        f = getattr(m, 'func', m)
+        labels = 'fastai.metrics' in (getattr(f, '__module__', ''), type(f).__module__)
+        if not labels and (isinstance(m, Metric) or callable(f) and takes(f, 3)): continue
+        raise ValueError(f'metrics={getattr(f, "__name__", f)!r}: there are no labels here; give functions of (reconstruction, clean, mask)')
+
+def check_model(
+    arch, # What was given
+    patch_size,
+):
+    "Raise a `ValueError` unless `arch` is a name and `patch_size` one or two whole numbers"
+    if not isinstance(arch, (str, Path)): raise ValueError(f"arch is a {type(arch).__name__}: give timm's name of a vision transformer, such as 'vit_tiny_patch16_224'")
+    if patch_size is None: return
+    for o in patch_size if isinstance(patch_size, (tuple, list)) and len(patch_size) == 2 else [patch_size]: number('patch_size', o, 1, whole=True)
+
+def say_prepared(
+    dls:DataLoaders, # To train on
+    arch:str,        # What weights came from
+    pretrained:bool, # Were there any?
+):
+    "One line where the weights were trained on images of other statistics"
+    stats = prepared(arch)['stats'] if pretrained or str(arch).startswith('local-dir:') else None
+    if stats is None or len(stats[0]) != len(dls.stats[0]) or rank_distrib(): return
+    there,here = (torch.cat([torch.as_tensor(o, dtype=torch.float).flatten().cpu() for o in s]) for s in (stats, dls.stats))
+    if (there - here).abs().max() <= .02: return
+    text = lambda t: ' '.join(f'{v:.2f}' for v in t.tolist())
+    print(f'mean and standard deviation of the loaders are used: {text(here)}; the weights were trained with {text(there)} (pretrain_dls takes stats=)')
+
 
 # %% ../nbs/50_pretrain.ipynb #3b6d7d2f
 def say_rates(
@@ -526,19 +592,20 @@ def method_learner(
     r = get_recipe(recipe, **overrides)
     number('seed', seed, -2**62, 2**62, whole=True)
     if not isinstance(model_args or {}, dict): raise ValueError(f'model_args={model_args!r}: give a dict, such as dict(embed_dim=192, num_heads=3)')
-    check_unlabelled(dls)
+    check_unlabelled(dls), check_model(arch, patch_size), check_metrics(metrics)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size,
                           drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
         model = make_model(enc, r)
+    say_prepared(dls, arch, pretrained)
     enc.vit.set_grad_checkpointing(grad_checkpoint)
     if compile: model.compile()
     cbs = [callback(r, enc.patch_size, dls.stats, seed), GlobalMean(accumulate), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
            *([] if len(dls.valid) else [SkipValidation()]), *listify(cbs)]
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
     learn = PretrainLearner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
-    learn.recipe = r
+    learn.recipe,learn.made_loss = r,type(learn.loss_func)
     return learn
 
 # %% ../nbs/50_pretrain.ipynb #fc948507
@@ -641,7 +708,7 @@ def check_epochs(
     n_epoch, # Length of a run
 ):
     "Raise a `ValueError` unless `n_epoch` is a whole number of at least 1"
-    if not isinstance(n_epoch, int) or n_epoch < 1: raise ValueError(f'n_epoch={n_epoch!r}: give a whole number, 1 or more')
+    number('n_epoch', n_epoch, 1, whole=True)
 
 # %% ../nbs/50_pretrain.ipynb #fc04c54f
 def check_run(
@@ -650,8 +717,14 @@ def check_run(
 ):
     "Raise a `ValueError` before a run that could not train"
     if not hasattr(learn, 'gmml'): raise ValueError('fit_gmml needs a learner from gmml_learner')
-    check_epochs(n_epoch)
+    check_epochs(n_epoch), check_loss(learn)
     if not len(learn.dls.train): raise ValueError(f'no whole batch of {learn.dls.bs} in {len(learn.dls.train.dataset)} images: lower bs')
+
+# %% ../nbs/50_pretrain.ipynb #c4ecc503
+FIT_WORDS = {**dict.fromkeys('callbacks callback'.split(), 'cbs'),
+             **dict.fromkeys([*Recipe.__dataclass_fields__, *ALSO], 'It belongs to the learner: gmml_learner(dls, lr=5e-4), say')}
+FIT_WORDS.update(dict.fromkeys('epochs n_epochs num_epochs epoch'.split(), 'n_epoch'))
+
 
 # %% ../nbs/50_pretrain.ipynb #e9d6e6d7
 def run_facts(
@@ -660,20 +733,22 @@ def run_facts(
 ) -> dict:         # JSON values
     "What a run must share with one that it goes on from"
     enc,cb = get_model(learn.model).encoder,learn.gmml
-    return dict(asdict(cb.recipe), method=cb.method, **cb.facts, n_epoch=n_epoch, arch=enc.arch, model_args=enc.model_args, seed=cb.seed,
+    return dict(asdict(cb.recipe), method=cb.method, **cb.facts, n_epoch=int(n_epoch), arch=enc.arch, model_args=enc.model_args, seed=cb.seed,
                 images=len(learn.dls.train.dataset), bs=learn.dls.bs, accumulate=learn.global_mean.accumulate, stats=[o.tolist() for o in cb.stats])
 
 # %% ../nbs/50_pretrain.ipynb #ffc0d0a1
 @patch
 def fit_gmml(self:Learner,
-    n_epoch:int,      # Passes over the training images
+    n_epoch:int=None, # Passes over the training images
     cbs=None,         # fastai callbacks for this run
     checkpoint=None,  # Folder, or a `Checkpoint`: save there every few minutes, and go on from what is there
     log_steps:int=None, # Steps between validations and rows of the log, at least; None: they come after each epoch
     estimate:bool=True, # Time a step first, and say what the run will cost?
+    **other,          # Refused, with what to do instead
 ):
     "Pretrain with the schedules of the recipe (appendix C.1)"
-    check_run(self, n_epoch)
+    for k in other: known(k, ('n_epoch', 'cbs', 'checkpoint', 'log_steps', 'estimate'), 'argument of fit_gmml', FIT_WORDS)
+    check_run(self, n_epoch), check_cbs(self, cbs)
     if estimate: print(self.gmml_cost(n_epoch))
     self.create_opt()
     cbs = [ParamScheduler(self.gmml_scheds(n_epoch)), *([LogEvery(log_steps)] if log_steps is not None else []), *listify(cbs)]
@@ -702,6 +777,8 @@ def predict(self:PretrainLearner,
     item, # A path, a Pillow image, an array
 ) -> dict: # As of `reconstruct`, without the first dimension
     "One image, corrupted, and what the model makes of it"
+    if isinstance(item, (list, tuple)) or isinstance(item, (str, Path)) and Path(item).is_dir():
+        raise ValueError('predict takes one image; for several, learn.reconstruct(8, learn.dls.test_dl(files)), and image_files(folder) lists those of a folder')
     return {k: v[0] for k,v in self.reconstruct(1, self.dls.test_dl([item])).items()}
 
 # %% ../nbs/50_pretrain.ipynb #c11b0002
@@ -740,12 +817,14 @@ def show_results(self:PretrainLearner, ds_idx=1, dl=None, max_n=8, shuffle=False
 @patch
 def state_dict(self:GMML):
     "What a checkpoint keeps of the callback"
-    return dict(generator=self.generator.get_state())
+    return dict(generator=None if self.generator is None else self.generator.get_state())
 
 @patch
 def load_state_dict(self:GMML, state):
-    if self.generator is None: self.generator = torch.Generator(next(self.model.parameters()).device)   # of a run that had finished
-    self.generator.set_state(state['generator'])
+    if state['generator'] is None: self.generator = None   # of a learner that has not trained
+    else:
+        if self.generator is None: self.generator = torch.Generator(next(self.model.parameters()).device)   # of a run that had finished
+        self.generator.set_state(state['generator'])
 
 # %% ../nbs/50_pretrain.ipynb #80f5fa32
 @patch
@@ -754,8 +833,11 @@ def export_encoder(self:Learner,
     **about, # More facts to keep in `config.json`, JSON values
 ) -> Path:   # The folder
     "Write the encoder so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it"
+    if not hasattr(self, 'gmml'): raise ValueError('export_encoder writes what gmml_learner has trained; a classifier is written by export_classifier(learn, folder)')
     enc,cb = get_model(self.model).encoder,self.gmml
-    facts = dict(method=cb.method, **cb.facts, recipe=asdict(cb.recipe), images=len(self.dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
+    recipe = asdict(cb.recipe)
+    if type(self.loss_func) is not self.made_loss: recipe['loss'] = loss_name(self.loss_func)
+    facts = dict(method=cb.method, **cb.facts, recipe=recipe, images=len(self.dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
     return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, resize=self.dls.resize, depth=self.dls.depth, gmml={**facts, **about})
 
 # %% ../nbs/50_pretrain.ipynb #845cf1de
