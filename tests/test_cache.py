@@ -48,7 +48,7 @@ def test_second_run_decodes_nothing(photos, cache, decoded):
     dls, x, said = run(photos, valid_pct=.25)
     assert len(decoded) == N and '12 images of 40 x 60 px' in said and 'decoded in' in said
     again, y, said = run(photos, valid_pct=.25)
-    assert len(decoded) == N and 'reused' in said and said.count('\n') == 2
+    assert len(decoded) == N and 'reused' in said and said.count('\n') == 3
     assert torch.equal(x, y) and torch.equal(x.hw, y.hw) and x.hw.tolist() == [[40, 60]]*9
     assert all(torch.equal(a, b) for a, b in zip(dls.stats, again.stats))
     for a, b in [*zip(dls.train, again.train), *zip(dls.valid, again.valid)]: assert torch.equal(a[0], b[0])
