@@ -268,7 +268,8 @@ def data_facts(
     ds,dl = dls.train.dataset,dls.train
     keep = {k: getattr(dls, k, None) for k in ('size', 'in_chans', 'depth', 'resize', 'crop_pct')}
     aug,stats = getattr(ds, 'augment', None),getattr(dls, 'stats', None)
-    how = aug,getattr(dl, 'before_iter', None),getattr(dl, 'after_item', None),getattr(dl, 'after_batch', None),getattr(ds, 'tls', None),getattr(ds, 'store', None)
+    steps = [getattr(dl, k, None) for k in ('before_iter', 'after_item', 'before_batch', 'after_batch')]
+    how = aug,[getattr(f, '__func__', f) for f in steps],getattr(ds, 'store', None)   # a function, not the loader that it is bound to
     return dict(keep, bs=dls.bs, order=getattr(dl, 'seed', None), train_images=images_hash(ds),
         held_out_images=images_hash(dls.valid.dataset) if len(dls.loaders) > 1 else None,
         vocab=list(map(str, dls.vocab)) if getattr(dls, 'vocab', None) is not None else None,
@@ -291,7 +292,7 @@ def callback_facts(
         if 'as_given' not in vars(cb): vars(cb)['as_given'] = f'{type(cb).__name__} {digest(cb)}'
         return vars(cb)['as_given']
     module = lambda cb: type(cb).__module__
-    cbs = [cb for cb in learn.cbs if not any(module(cb) == o or module(cb).startswith(f'{o}.') for o in LOOK_ON) and type(cb) is not ParamScheduler]
+    cbs = [cb for cb in learn.cbs if not any(module(cb) == o or module(cb).startswith(f'{o}.') for o in LOOK_ON) and type(cb) not in (ParamScheduler, Checkpoint)]
     return [fact(cb) for cb in cbs] or None
 
 # %% ../nbs/45_checkpoint.ipynb #944f9182
