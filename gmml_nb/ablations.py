@@ -81,7 +81,11 @@ def check(self:Experiment):
 
 @patch(as_prop=True)
 def recipes(self:Experiment) -> tuple: # `Recipe`, `FinetuneRecipe`
-    "The recipes of the run, with their changes and with what the method itself fixes"
+    """The recipes of the run, with their changes and with what the method itself fixes
+
+    self (Experiment): `Recipe`, `FinetuneRecipe`
+    Returns (tuple): `Recipe`, `FinetuneRecipe`
+    """
     new = {**(self.change or {}), **FIXED.get(self.method, {})}
     return get_recipe(self.recipe, **new), override(FINETUNE_RECIPES['deit'], **(self.finetune or {}))
 
@@ -90,7 +94,11 @@ def recipes(self:Experiment) -> tuple: # `Recipe`, `FinetuneRecipe`
 def counts(self:Experiment,
     root=None, # Folder of the data; only a folder of class folders needs to be there
 ) -> tuple:    # training images, classes
-    "How many images and classes the run has"
+    """How many images and classes the run has
+
+    root (default None): Folder of the data; only a folder of class folders needs to be there
+    Returns (tuple): training images, classes
+    """
     if self.data in DATASETS: return self.images or DATASETS[self.data].n_train, DATASETS[self.data].n_classes
     ds,idxs = self.source(self.data, root)
     return len(idxs), len(ds.vocab)
@@ -100,7 +108,11 @@ FINETUNING = ('data', 'labels', 'finetune', 'finetune_epochs', 'finetune_bs', 'a
 
 @patch(as_prop=True)
 def facts(self:Experiment) -> dict: # JSON values
-    "What acts on the result, recipes written out"
+    """What acts on the result, recipes written out
+
+    self (Experiment): JSON values
+    Returns (dict): JSON values
+    """
     pre,fine = map(asdict, self.recipes)
     d = dict(asdict(self), recipe=pre, finetune=fine, pretrain_on=self.pretrain_on or self.data, pos_init=pre['pos_init'])
     del d['change']
@@ -125,7 +137,11 @@ def id(self:Experiment) -> str:
 def unusual(self:Experiment,
     leave=(), # Facts to leave out
 ) -> dict:    # JSON values
-    "Facts that are not at their default"
+    """Facts that are not at their default
+
+    leave (default ()): Facts to leave out
+    Returns (dict): JSON values
+    """
     d = {k: v for k,v in self.facts.items() if k not in leave}
     for k,o in dict(recipe=Recipe(), finetune=FinetuneRecipe()).items():
         if k in d: d[k] = _unlike(d[k], _defaults(o))
@@ -149,7 +165,11 @@ MEANT = dict(crop_pct=1.)
 def old_name(self:Experiment,
     leave=(), # Facts to leave out
 ) -> str:     # None for a run that could not have been made then
-    "The name that a line has if it was written when all facts made a name"
+    """The name that a line has if it was written when all facts made a name
+
+    leave (default ()): Facts to leave out
+    Returns (str): None for a run that could not have been made then
+    """
     d = {k: v for k,v in self.facts.items() if k not in leave}
     parts = [(d, 'own', Experiment()), *[(d[k], k, o) for k,o in dict(recipe=Recipe(), finetune=FinetuneRecipe()).items() if k in d]]
     for part,k,o in parts:
@@ -168,7 +188,13 @@ def with_test(
     pct:float=.2, # Share of the images, where there is no official test split
     seed:int=0,   # Of the draw
 ):                # `Labelled` with a test split
-    "Keep a share of each class for testing where the data has no official split"
+    """Keep a share of each class for testing where the data has no official split
+
+    ds: `Labelled`
+    pct (float, default 0.2): Share of the images, where there is no official test split
+    seed (int, default 0): Of the draw
+    Returns: `Labelled` with a test split
+    """
     if 'test' in ds.splits: return ds
     train = ds.splits['train']
     order = train[class_order(ds.labels[train], seed, balanced=False)]
@@ -181,7 +207,12 @@ def source(self:Experiment,
     data:str,  # A dataset's name, or a folder of class folders
     root=None, # Folder of the dataset, or the one that a folder's name begins in; None: where fastai keeps data, or here
 ) -> tuple:    # `Labelled`, indices into its training images
-    "A data set, and the training images that the seed draws from it"
+    """A data set, and the training images that the seed draws from it
+
+    data (str): A dataset's name, or a folder of class folders
+    root (default None): Folder of the dataset, or the one that a folder's name begins in; None: where fastai keeps data, or here
+    Returns (tuple): `Labelled`, indices into its training images
+    """
     ds = with_test(get_dataset(data, root) if data in DATASETS else as_labelled(Path(root or '.')/data))
     n = len(ds.splits['train'])
     if self.images and self.images > n: raise ValueError(f'images={self.images}: {data} has {n} for training')
@@ -197,7 +228,11 @@ def quiet():
 def loaders(self:Experiment,
     root=None, # Folder of the data; None: where fastai keeps data
 ) -> tuple:    # for pretraining; for fine-tuning, `.valid` being what accuracy is measured on
-    "Unlabelled images, and labelled ones among them, normalised by the statistics of their own data set, or as timm's weights were trained"
+    """Unlabelled images, and labelled ones among them, normalised by the statistics of their own data set, or as timm's weights were trained
+
+    root (default None): Folder of the data; None: where fastai keeps data
+    Returns (tuple): for pretraining; for fine-tuning, `.valid` being what accuracy is measured on
+    """
     kw = dict(size=self.size, in_chans=self.in_chans, seed=self.seed, device=pick_device())
     ds,chosen = self.source(self.data, root)
     with quiet():
@@ -227,14 +262,22 @@ def steps(
     n:int,  # Images
     bs:int, # Images of a step, in each process
 ) -> int:
-    "Steps of an epoch; several processes share the images, and fewer images than a step's make one step"
+    """Steps of an epoch; several processes share the images, and fewer images than a step's make one step
+
+    n (int): Images
+    bs (int): Images of a step, in each process
+    """
     return -(-n//max(1, num_distrib()))//bs or 1
 
 def seen(
     n:int,  # Images
     bs:int, # Images of a step, in each process
 ) -> int:
-    "Images that an epoch shows, in all processes: what does not fill a step is left for another epoch"
+    """Images that an epoch shows, in all processes: what does not fill a step is left for another epoch
+
+    n (int): Images
+    bs (int): Images of a step, in each process
+    """
     world = max(1, num_distrib())
     return steps(n, bs)*min(bs, -(-n//world))*world
 
@@ -243,7 +286,10 @@ def seen(
 def learner(self:Experiment,
     dls, # For pretraining, from `loaders`
 ) -> Learner:
-    "What pretrains, by this method"
+    """What pretrains, by this method
+
+    dls: For pretraining, from `loaders`
+    """
     with quiet(): return METHODS[self.method](dls, self.arch, self.recipes[0], patch_size=self.patch_size, model_args=self.model_args, seed=self.seed)
 
 # %% ../nbs/70_ablations.ipynb #17959d71
@@ -251,7 +297,10 @@ def learner(self:Experiment,
 def folder(self:Experiment,
     work, # Folder of all runs
 ) -> Path:
-    "Where its pretraining keeps a checkpoint, and then the `encoder`"
+    """Where its pretraining keeps a checkpoint, and then the `encoder`
+
+    work: Folder of all runs
+    """
     old = Path(work)/(self.old_name(FINETUNING) or '')
     return old if self.method in METHODS and (old/'encoder').is_dir() else Path(work)/self.pretraining_id
 
@@ -261,7 +310,13 @@ def pretrained(self:Experiment,
     work,      # Folder of all runs
     cbs=None,  # fastai callbacks
 ) -> tuple:    # folder of the encoder, images seen, seconds
-    "Pretrain, or take the encoder that an earlier call has left in `work`"
+    """Pretrain, or take the encoder that an earlier call has left in `work`
+
+    dls: From `loaders`
+    work: Folder of all runs
+    cbs (default None): fastai callbacks
+    Returns (tuple): folder of the encoder, images seen, seconds
+    """
     folder,clock = self.folder(work),Clock()
     encoder = folder/'encoder'
     if not (encoder/'config.json').exists():
@@ -278,7 +333,10 @@ def pretrained(self:Experiment,
 def plain_training(
     learn:Learner, # To train
 ):
-    "Inside, on all processes there are, without the bar and the lines of each epoch"
+    """Inside, on all processes there are, without the bar and the lines of each epoch
+
+    learn (Learner): To train
+    """
     with learn.no_bar(), learn.no_logging(), all_processes(learn, unused=True): yield
 
 # %% ../nbs/70_ablations.ipynb #b743fe70
@@ -289,7 +347,14 @@ def finetuned(self:Experiment,
     work=None,    # Folder of all runs, to go on from; None: nothing is saved
     cbs=None,     # fastai callbacks
 ) -> tuple:       # `Learner`, images seen, seconds
-    "Fine-tune from an encoder, from random weights or from timm's"
+    """Fine-tune from an encoder, from random weights or from timm's
+
+    dls: From `loaders`
+    encoder (default None): Folder of an encoder; None: random weights
+    work (default None): Folder of all runs, to go on from; None: nothing is saved
+    cbs (default None): fastai callbacks
+    Returns (tuple): `Learner`, images seen, seconds
+    """
     epochs = self.finetune_epochs + (self.epochs if self.method == 'random_long' else 0)
     args = dict(self.model_args or {}, **({} if self.patch_size is None else dict(patch_size=self.patch_size)))
     pre,fine = self.recipes
@@ -309,7 +374,10 @@ def check_measured(
 
 # %% ../nbs/70_ablations.ipynb #3aea80d4
 def provenance() -> dict: # JSON values
-    "Machine, versions and commit of a result"
+    """Machine, versions and commit of a result
+
+    Returns (dict): JSON values
+    """
     try: git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, cwd=Path(gmml_nb.__file__).parent).stdout
     except OSError: git = ''   # no git on this machine
     dev = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
@@ -322,7 +390,13 @@ def run(self:Experiment,
     root=None,   # Folder of the data; None: where fastai keeps data
     cbs=None,    # fastai callbacks of both trainings
 ) -> dict:       # One line of a results file
-    "Pretrain, fine-tune, measure"
+    """Pretrain, fine-tune, measure
+
+    work (default 'runs'): Folder for encoders and checkpoints
+    root (default None): Folder of the data; None: where fastai keeps data
+    cbs (default None): fastai callbacks of both trainings
+    Returns (dict): One line of a results file
+    """
     pre,fine = self.check().loaders(root)
     encoder,m,secs = self.pretrained(pre, work, cbs) if self.method in METHODS else (None, 0, 0.)
     learn,n,fine_secs = self.finetuned(fine, encoder, work, cbs)
@@ -338,7 +412,11 @@ def add_line(
     file,     # JSON lines
     row:dict, # JSON values
 ):
-    "Append a line to a results file, in one piece"
+    """Append a line to a results file, in one piece
+
+    file: JSON lines
+    row (dict): JSON values
+    """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     torn = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b'\n')
@@ -354,7 +432,11 @@ def _lines(file):
 def read_results(
     file,          # JSON lines
 ) -> pd.DataFrame: # A row a run, the fields of experiment and recipe as columns; empty where there is no file
-    "Finished runs of a results file"
+    """Finished runs of a results file
+
+    file: JSON lines
+    Returns (pd.DataFrame): A row a run, the fields of experiment and recipe as columns; empty where there is no file
+    """
     rows = [{**{k: v for k,v in r.items() if k not in ('experiment', 'recipe', 'finetuning')}, **r.get('recipe', {}), **r.get('experiment', {}),
              'recipe': r.get('experiment', {}).get('recipe')} for r in _lines(file)]
     for r in rows:
@@ -367,7 +449,34 @@ def change(
     e:Experiment, # To start from
     **new,        # Fields of `Experiment` or of `Recipe`
 ) -> Experiment:  # A changed copy, checked
-    "An experiment with some fields changed, its recipe's included"
+    """An experiment with some fields changed, its recipe's included
+
+    e (Experiment): To start from
+    **new: Fields of `Experiment` or of `Recipe`
+        method (str, default 'gmml'): a key of `METHOD_NAMES`
+        seed (int, default 0): of images, labels, weights, corruption, batches
+        data (str, default 'digits'): to fine-tune on and to test on: a dataset's name, or a folder of class folders
+        pretrain_on (str, default None): to pretrain on; None: `data`
+        images (int, default None): training images to take, equally many of each class; None: all
+        labels (int, default None): labelled ones among them, equally many of each class; None: all
+        size (int, default 224): pixels of a side
+        in_chans (int, default None): channels; None: the array's own, 3 for files
+        arch (str, default 'vit_tiny_patch16_224'): timm name
+        patch_size (int, default None): pixels of a patch; None: the architecture's
+        model_args (dict, default None): more arguments of `timm.create_model`
+        recipe (str, default 'paper'): a name in `RECIPES`
+        change (dict, default None): fields of the recipe to change; its `pos_init` holds for random weights too
+        epochs (int, default 300): of pretraining
+        bs (int, default 64): images of a pretraining step, in each process
+        valid_pct (float, default 0.0): share of the images held out of pretraining, for its loss
+        finetune (dict, default None): fields of `FinetuneRecipe` to change
+        finetune_epochs (int, default 100): of fine-tuning
+        finetune_bs (int, default 64): images of a fine-tuning step, in each process
+        augment (str, default 'deit'): of the labelled images, as `recipe` in `finetune_dls`
+        spare (float, default 0.0): share of the labelled images kept out of fine-tuning, to choose settings by
+        held_out (str, default 'test'): what accuracy is measured on: 'test', or 'valid', those that `spare` keeps out
+    Returns (Experiment): A changed copy, checked
+    """
     own,recipe = ({f.name for f in fields(o)} for o in (Experiment, Recipe))
     for k in new: known(k, sorted(own | recipe), 'field of Experiment or Recipe')
     r = {k: v for k,v in new.items() if k not in own}
@@ -377,13 +486,21 @@ def change(
 def up_to(
     m:float, # Largest corrupted share, 0-1
 ) -> dict:   # Fields of `Recipe`
-    "Corruption of up to `m` by zeros or noise, and of 3/7 of that by other images"
+    """Corruption of up to `m` by zeros or noise, and of 3/7 of that by other images
+
+    m (float): Largest corrupted share, 0-1
+    Returns (dict): Fields of `Recipe`
+    """
     return dict(noise=(min(.5, m), m), zeros=(min(.5, m), m), replace=round(m*3/7, 3))
 
 def exactly(
     m:float, # Corrupted share, 0-1
 ) -> dict:   # Fields of `Recipe`
-    "The same corrupted share for every alien concept and image"
+    """The same corrupted share for every alien concept and image
+
+    m (float): Corrupted share, 0-1
+    Returns (dict): Fields of `Recipe`
+    """
     return dict(noise=(m, m), zeros=(m, m), replace=m)
 
 STRONG = dict(jitter=(.4, .4, .2, .1), jitter_p=.8, blur_p=.5)
@@ -446,7 +563,17 @@ for _k in ('pets', 'cub', 'aircraft', 'cars'): BASES[_k] = replace(BASES['flower
 
 # %% ../nbs/70_ablations.ipynb #77ba311c
 class Sweep:
-    "Runs that differ in what a question asks for, over several seeds, and the file of their results"
+    """Runs that differ in what a question asks for, over several seeds, and the file of their results
+
+    variants: A key of `SWEEPS`, 'equal_seconds', or a list of dicts of fields to change
+    base (default 'digits'): A key of `BASES`, or an `Experiment`
+    seeds (default 3): How many, or which
+    results (default None): JSON lines; None: `results/BASE.jsonl`
+    work (default 'runs'): Folder for encoders and checkpoints
+    root (default None): Folder of the data; None: where fastai keeps data
+    by (default None): Keys of the variants that tell them apart; None: the first
+    **fields: Fields of the base to change
+    """
     def __init__(self,
         variants,      # A key of `SWEEPS`, 'equal_seconds', or a list of dicts of fields to change
         base='digits', # A key of `BASES`, or an `Experiment`
@@ -478,13 +605,21 @@ class Sweep:
 # %% ../nbs/70_ablations.ipynb #5c948746
 @patch(as_prop=True)
 def todo(self:Sweep) -> list: # of `Experiment`
-    "What has no line in the results"
+    """What has no line in the results
+
+    self (Sweep): of `Experiment`
+    Returns (list): of `Experiment`
+    """
     done = {self.names.get(r.get('id')) for r in _lines(self.results)}
     return [e for k,(e,_) in self.runs.items() if k not in done]
 
 @patch
 def table(self:Sweep) -> pd.DataFrame: # A row a run
-    "The finished runs of this sweep, in its order"
+    """The finished runs of this sweep, in its order
+
+    self (Sweep): A row a run
+    Returns (pd.DataFrame): A row a run
+    """
     df,names,place = read_results(self.results),self.names,list(self.runs).index
     if not len(df): return df
     df = df[df.id.isin(list(names))]
@@ -507,7 +642,12 @@ def probe(self:Experiment,
     root=None, # Folder of the data
     n:int=8,   # Steps to time, the first one left out
 ) -> float:    # Seconds
-    "The median time of a step of pretraining, or of fine-tuning for methods without one"
+    """The median time of a step of pretraining, or of fine-tuning for methods without one
+
+    root (default None): Folder of the data
+    n (int, default 8): Steps to time, the first one left out
+    Returns (float): Seconds
+    """
     ds,idxs = self.source(self.data, root)
     pre,t = self.method in METHODS,StepTimer()
     few = dict(images=min(len(idxs), n*(self.bs if pre else self.finetune_bs)), labels=None, valid_pct=0., spare=0., held_out='test')
@@ -526,7 +666,12 @@ def sizes(self:Experiment,
     root=None, # Folder of the data
     work=None, # Folder of all runs; a pretraining that has finished there takes no steps
 ) -> tuple:    # steps of pretraining, of fine-tuning; images measured
-    "How long the run is, without reading an image"
+    """How long the run is, without reading an image
+
+    root (default None): Folder of the data
+    work (default None): Folder of all runs; a pretraining that has finished there takes no steps
+    Returns (tuple): steps of pretraining, of fine-tuning; images measured
+    """
     ds,idxs = self.source(self.data, root)
     n = len(idxs) if self.pretrain_on in (None, self.data) else len(self.source(self.pretrain_on, root)[1])
     labelled = self.labels or round(len(idxs)*(1 - self.spare))
@@ -539,7 +684,11 @@ def sizes(self:Experiment,
 # %% ../nbs/70_ablations.ipynb #96763891
 @patch
 def cost(self:Sweep) -> pd.DataFrame: # A row for each run that is to do
-    "Images, steps and hours of each run; a pretraining counts in the first of the runs that share it, and not at all once it has finished"
+    """Images, steps and hours of each run; a pretraining counts in the first of the runs that share it, and not at all once it has finished
+
+    self (Sweep): A row for each run that is to do
+    Returns (pd.DataFrame): A row for each run that is to do
+    """
     rows,secs,shared = [],{},set()
     def step(e):
         key = e.method,e.data,e.size,e.arch,str(e.model_args),e.bs,e.finetune_bs,e.recipes[0].views
@@ -563,7 +712,11 @@ def say_cost(self:Sweep) -> str:
 
 # %% ../nbs/70_ablations.ipynb #37b86b3f
 class SweepBar(Callback):
-    "One bar for several trainings, in steps"
+    """One bar for several trainings, in steps
+
+    n (int): Steps of all
+    comment (str, default ''): Behind the bar
+    """
     run_valid = False
     def __init__(self,
         n:int,           # Steps of all
@@ -585,7 +738,16 @@ def run_group(
     cbs=None,     # fastai callbacks
     threads=None, # Of this process; None: as they are
 ) -> list:        # Sentences about runs that failed
-    "Run what has no line yet, and append a line for each run that finishes"
+    """Run what has no line yet, and append a line for each run that finishes
+
+    group (list): `Experiment`s with a common pretraining
+    results: JSON lines
+    work: Folder for encoders and checkpoints
+    root (default None): Folder of the data
+    cbs (default None): fastai callbacks
+    threads (default None): Of this process; None: as they are
+    Returns (list): Sentences about runs that failed
+    """
     if threads: torch.set_num_threads(threads)
     failed = []
     Path(work).mkdir(parents=True, exist_ok=True)
@@ -606,7 +768,13 @@ def run(self:Sweep,
     estimate:bool=True, # Time a few steps first, and print what is to come?
     cbs=None,           # fastai callbacks of every training
 ) -> pd.DataFrame:      # `table`
-    "Run what has no line in the results yet"
+    """Run what has no line in the results yet
+
+    jobs (int, default 1): Processes side by side, each with its share of the cores
+    estimate (bool, default True): Time a few steps first, and print what is to come?
+    cbs (default None): fastai callbacks of every training
+    Returns (pd.DataFrame): `table`
+    """
     todo = self.todo
     if not todo: return self.table()
     for e in todo: e.sizes(self.root)   # what cannot run shows before anything runs
@@ -644,7 +812,12 @@ def summary(
     df:pd.DataFrame, # From `Sweep.table`
     by='method',     # Column, or several
 ) -> pd.DataFrame:   # A row a variant
-    "Mean accuracy of each variant, %, with a 95 % interval over seeds, and the images and seconds it took"
+    """Mean accuracy of each variant, %, with a 95 % interval over seeds, and the images and seconds it took
+
+    df (pd.DataFrame): From `Sweep.table`
+    by (default 'method'): Column, or several
+    Returns (pd.DataFrame): A row a variant
+    """
     rows,by = [],listify(by)
     for key,d in df.groupby(by, sort=False):
         mean,half = interval(100*d.value.astype(float))
@@ -660,7 +833,14 @@ def difference(
     b,               # Another
     by='method',     # Column
 ) -> tuple:          # mean, half the width of the 95 % interval, seeds
-    "By how many points `a` is ahead of `b`, over the seeds that both have"
+    """By how many points `a` is ahead of `b`, over the seeds that both have
+
+    df (pd.DataFrame): From `Sweep.table`
+    a: A value of the column `by`
+    b: Another
+    by (default 'method'): Column
+    Returns (tuple): mean, half the width of the 95 % interval, seeds
+    """
     v = [df[[v == o for v in df[by]]].set_index('seed').value.astype(float) for o in (a, b)]   # a value may be a tuple
     if any(o.index.has_duplicates for o in v): raise ValueError(f'several runs of one {by} and seed: select runs that differ in nothing else')
     d = 100*(v[0] - v[1]).dropna()
@@ -672,7 +852,14 @@ def verdict(
     b='random',      # Another
     by='method',     # Column
 ) -> str:            # A sentence
-    "Is `a` better than `b`?"
+    """Is `a` better than `b`?
+
+    df (pd.DataFrame): From `Sweep.table`
+    a (default 'gmml'): A value of the column `by`
+    b (default 'random'): Another
+    by (default 'method'): Column
+    Returns (str): A sentence
+    """
     mean,half,n = difference(df, a, b, by)
     if n < 2: return f'{_name(by, a)} and {_name(by, b)}: {n} seed(s) of both, no verdict'
     how = 'better than' if mean > half else 'worse than' if mean < -half else 'not clearly different from'
@@ -687,7 +874,13 @@ def plot_sweep(
     by,              # Column of the axis, and perhaps one that makes several lines
     ax=None,         # matplotlib axes
 ):                   # matplotlib axes
-    "Accuracy of each variant with its 95 % interval over seeds, and a dot for each run"
+    """Accuracy of each variant with its 95 % interval over seeds, and a dot for each run
+
+    df (pd.DataFrame): From `Sweep.table`
+    by: Column of the axis, and perhaps one that makes several lines
+    ax (default None): matplotlib axes
+    Returns: matplotlib axes
+    """
     by = listify(by)
     o = summary(df, by).reset_index()
     curve = all(isinstance(v, (int, float)) for v in df[by[0]])
@@ -715,7 +908,14 @@ def step_seconds(
     root=None,       # Folder of the data
     turns:int=5,     # The methods take turns
 ) -> dict:           # {method: seconds}; 'random' is a step of fine-tuning
-    "The median time of a training step of each method, timed on this machine unless `file` has it"
+    """The median time of a training step of each method, timed on this machine unless `file` has it
+
+    base (Experiment): What all methods have in common
+    file: JSON lines, where they are kept
+    root (default None): Folder of the data
+    turns (int, default 5): The methods take turns
+    Returns (dict): {method: seconds}; 'random' is a step of fine-tuning
+    """
     names = [*METHODS, 'random']
     if not Path(file).exists():
         t = [{m: replace(base, method=m).probe(root) for m in names} for _ in range(turns)]
@@ -725,7 +925,11 @@ def step_seconds(
 def speed_file(
     results, # JSON lines of a sweep
 ) -> Path:   # JSON lines of `step_seconds`
-    "Where the times of steps are kept, beside the results"
+    """Where the times of steps are kept, beside the results
+
+    results: JSON lines of a sweep
+    Returns (Path): JSON lines of `step_seconds`
+    """
     return Path(results).with_name(f'{Path(results).stem}_speed.jsonl')
 
 # %% ../nbs/70_ablations.ipynb #c93f0e11
@@ -734,7 +938,13 @@ def equal_seconds(
     secs:dict,       # Seconds of a step by method, from `step_seconds`
     root=None,       # Folder of the data
 ) -> list:           # Variants for `Sweep`
-    "The methods with as many epochs as fit in the seconds of GMML's, and random weights trained for as long as its two; within 5 % is equal"
+    """The methods with as many epochs as fit in the seconds of GMML's, and random weights trained for as long as its two; within 5 % is equal
+
+    base (Experiment): What all runs have in common
+    secs (dict): Seconds of a step by method, from `step_seconds`
+    root (default None): Folder of the data
+    Returns (list): Variants for `Sweep`
+    """
     n,_ = base.counts(root)
     pre,fine = steps(round(n*(1 - base.valid_pct)), base.bs),steps(base.labels or round(n*(1 - base.spare)), base.finetune_bs)
     more = base.epochs*pre*secs['gmml']/(fine*secs['random'])

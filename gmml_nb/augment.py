@@ -29,7 +29,12 @@ def original_sizes(
     x: torch.Tensor, # (bs,C,H,W)
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
 ) -> tuple: # heights (bs,), widths (bs,), floats on the device of x
-    "The pixels in which boxes of these images are reckoned"
+    """The pixels in which boxes of these images are reckoned
+
+    x (torch.Tensor): (bs,C,H,W)
+    hw (torch.Tensor | None, default None): (bs,2) height and width of each original, pixels; None: those of x
+    Returns (tuple): heights (bs,), widths (bs,), floats on the device of x
+    """
     if hw is None: return tuple(torch.full((len(x),), float(o), device=x.device) for o in x.shape[-2:])
     if len(hw) != len(x): raise ValueError(f"sizes of {len(hw)} originals, but {len(x)} images")
     return hw.to(x.device, torch.float32).unbind(1)
@@ -42,7 +47,15 @@ def draw_crops(
     generator: torch.Generator | None = None, # None: torch's global one
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
 ) -> torch.Tensor: # (bs,4): top, left, height, width, whole pixels of the original
-    "One crop per image"
+    """One crop per image
+
+    x (torch.Tensor): (bs,C,H,W); only shape and device matter
+    scale (tuple[float, float], default (0.05, 1.0)): area of the crop / area of the image
+    ratio (tuple[float, float], default (3 / 4, 4 / 3)): width / height of the crop, log-uniform
+    generator (torch.Generator | None, default None): None: torch's global one
+    hw (torch.Tensor | None, default None): (bs,2) height and width of each original, pixels; None: those of x
+    Returns (torch.Tensor): (bs,4): top, left, height, width, whole pixels of the original
+    """
     (H, W), bs = original_sizes(x, hw), len(x)
     area = (H*W)[:, None]*_rand((bs, 10), x, generator, *scale)
     r = _rand((bs, 10), x, generator, *map(math.log, ratio)).exp()
@@ -63,7 +76,14 @@ def resample_weights(
     n_in: int, # pixels of the image along this axis
     n_out: int, # pixels of the result
 ) -> torch.Tensor: # (bs, n_out, n_in), rows sum to 1
-    "How much each pixel of the image counts for each pixel of the result: antialiased bicubic"
+    """How much each pixel of the image counts for each pixel of the result: antialiased bicubic
+
+    start (torch.Tensor): (bs,) where the box begins, pixels
+    length (torch.Tensor): (bs,) of the box, pixels
+    n_in (int): pixels of the image along this axis
+    n_out (int): pixels of the result
+    Returns (torch.Tensor): (bs, n_out, n_in), rows sum to 1
+    """
     step = length/n_out
     at = start[:, None] + (torch.arange(n_out, device=start.device) + .5)*step[:, None] # (bs, n_out)
     d = torch.arange(n_in, device=start.device) + .5 - at[..., None] # (bs, n_out, n_in)
@@ -100,7 +120,14 @@ def crop_resize(
     size: tuple[int, int] | None = None, # (height, width) of the result; None: that of x
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
 ) -> torch.Tensor: # (bs,C,*size), floats in [0,1]
-    "Cut a box of its own out of each image and resize it (bicubic, antialiased)"
+    """Cut a box of its own out of each image and resize it (bicubic, antialiased)
+
+    x (torch.Tensor): (bs,C,H,W) uint8, or floats in [0,1]
+    boxes (torch.Tensor): (bs,4): top, left, height, width in pixels of the original
+    size (tuple[int, int] | None, default None): (height, width) of the result; None: that of x
+    hw (torch.Tensor | None, default None): (bs,2) height and width of each original, pixels; None: those of x
+    Returns (torch.Tensor): (bs,C,*size), floats in [0,1]
+    """
     (bs, c, H, W), (h, w) = x.shape, size or x.shape[-2:]
     down, along = (n/o for n, o in zip((H, W), original_sizes(x, hw))) # stored pixels for each of the original
     (top, high), (left, wide) = ((boxes[:, i]*o, boxes[:, i+2]*o) for i, o in enumerate((down, along)))
@@ -119,7 +146,16 @@ def random_resized_crop(
     generator: torch.Generator | None = None, # None: torch's global one
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
 ) -> torch.Tensor: # (bs,C,*size), floats in [0,1]
-    "A random part of each image, resized to the whole"
+    """A random part of each image, resized to the whole
+
+    x (torch.Tensor): (bs,C,H,W) uint8, or floats in [0,1]
+    scale (tuple[float, float], default (0.05, 1.0)): area of the crop / area of the image
+    ratio (tuple[float, float], default (3 / 4, 4 / 3)): width / height of the crop
+    size (tuple[int, int] | None, default None): (height, width) of the result; None: that of x
+    generator (torch.Generator | None, default None): None: torch's global one
+    hw (torch.Tensor | None, default None): (bs,2) height and width of each original, pixels; None: those of x
+    Returns (torch.Tensor): (bs,C,*size), floats in [0,1]
+    """
     return crop_resize(x, draw_crops(x, scale, ratio, generator, hw), size, hw)
 
 # %% ../nbs/06_augment.ipynb #922baa4f
@@ -129,7 +165,14 @@ def centre_boxes(
     hw: torch.Tensor | None = None, # (bs,2) height and width of each original, pixels; None: those of x
     resize: str = 'crop', # 'crop', 'pad' (the box reaches beyond the image) or 'squish'
 ) -> torch.Tensor: # (bs,4): top, left, height, width in pixels of the original
-    "The box in the middle of each image that has the shape of `size`, or the whole image"
+    """The box in the middle of each image that has the shape of `size`, or the whole image
+
+    x (torch.Tensor): (bs,C,H,W)
+    size (tuple[int, int]): (height, width) of the result
+    hw (torch.Tensor | None, default None): (bs,2) height and width of each original, pixels; None: those of x
+    resize (str, default 'crop'): 'crop', 'pad' (the box reaches beyond the image) or 'squish'
+    Returns (torch.Tensor): (bs,4): top, left, height, width in pixels of the original
+    """
     check_resize(resize)
     H, W = original_sizes(x, hw)
     if resize == 'pad': return torch.stack(_around(H, W, size), 1)
@@ -160,7 +203,15 @@ def centre_crop(
     resize: str = 'crop', # 'crop', 'pad' or 'squish'
     fill: tuple | torch.Tensor | None = None, # (C,) colour of the padding, 0-1; None: grey
 ) -> torch.Tensor: # (bs,C,*size), floats in [0,1]
-    "The middle of each image, or all of it, resized"
+    """The middle of each image, or all of it, resized
+
+    x (torch.Tensor): (bs,C,H,W) uint8, or floats in [0,1]
+    size (tuple[int, int]): (height, width) of the result
+    hw (torch.Tensor | None, default None): (bs,2) height and width of each original, pixels; None: those of x
+    resize (str, default 'crop'): 'crop', 'pad' or 'squish'
+    fill (tuple | torch.Tensor | None, default None): (C,) colour of the padding, 0-1; None: grey
+    Returns (torch.Tensor): (bs,C,*size), floats in [0,1]
+    """
     if hw is None and x.shape[-2:] == tuple(size): return as_float(x) if x.dtype == torch.uint8 else x
     boxes = centre_boxes(x, size, hw, resize)
     if resize != 'pad': return crop_resize(x, boxes, size, hw)
@@ -172,7 +223,13 @@ def random_flip(
     p: float = .5, # probability that an image is mirrored
     generator: torch.Generator | None = None, # None: torch's global one
 ) -> torch.Tensor: # (bs,C,H,W)
-    "Mirror each image left to right with probability `p`"
+    """Mirror each image left to right with probability `p`
+
+    x (torch.Tensor): (bs,C,H,W)
+    p (float, default 0.5): probability that an image is mirrored
+    generator (torch.Generator | None, default None): None: torch's global one
+    Returns (torch.Tensor): (bs,C,H,W)
+    """
     return torch.where(_rand((len(x), 1, 1, 1), x, generator) < p, x.flip(-1), x)
 
 # %% ../nbs/06_augment.ipynb #30faf7fc
@@ -184,7 +241,12 @@ def shift_hue(
     x: torch.Tensor, # (bs,3,H,W) floats in [0,1]
     by: torch.Tensor, # (bs,1,1), turns of the colour circle, -.5 .. .5
 ) -> torch.Tensor: # (bs,3,H,W)
-    "Turn the hue of each image, by way of hue, saturation and value"
+    """Turn the hue of each image, by way of hue, saturation and value
+
+    x (torch.Tensor): (bs,3,H,W) floats in [0,1]
+    by (torch.Tensor): (bs,1,1), turns of the colour circle, -.5 .. .5
+    Returns (torch.Tensor): (bs,3,H,W)
+    """
     r, g, b = x.unbind(1)
     v, lo = x.amax(1), x.amin(1)
     d = v - lo
@@ -225,7 +287,17 @@ def color_jitter(
     p: float = .3, # probability that an image is changed at all
     generator: torch.Generator | None = None, # None: torch's global one
 ) -> torch.Tensor: # (bs,C,H,W)
-    "Brightness, contrast, saturation and hue of each image, changed by its own amounts"
+    """Brightness, contrast, saturation and hue of each image, changed by its own amounts
+
+    x (torch.Tensor): (bs,C,H,W) floats in [0,1]
+    brightness (float, default 0.1): factor from 1 - this to 1 + this
+    contrast (float, default 0.1): the same, about the image's mean grey
+    saturation (float, default 0.1): the same, about each pixel's grey; RGB only
+    hue (float, default 0.01): turns of the colour circle, from -this to this; RGB only
+    p (float, default 0.3): probability that an image is changed at all
+    generator (torch.Generator | None, default None): None: torch's global one
+    Returns (torch.Tensor): (bs,C,H,W)
+    """
     u = _rand((5, len(x), 1, 1, 1), x, generator, -1., 1.)
     amounts = 1 + brightness*u[0], 1 + contrast*u[1], 1 + saturation*u[2], hue*u[3]
     return _some(u[4].flatten() < 2*p - 1, _jitter, x, *amounts)
@@ -237,7 +309,14 @@ def gaussian_blur(
     p: float = .1, # probability that an image is blurred
     generator: torch.Generator | None = None, # None: torch's global one
 ) -> torch.Tensor: # (bs,C,H,W)
-    "Blur each image by a width of its own, with probability `p`"
+    """Blur each image by a width of its own, with probability `p`
+
+    x (torch.Tensor): (bs,C,H,W) floats in [0,1]
+    sigma (tuple[float, float], default (0.1, 2.0)): px, drawn per image
+    p (float, default 0.1): probability that an image is blurred
+    generator (torch.Generator | None, default None): None: torch's global one
+    Returns (torch.Tensor): (bs,C,H,W)
+    """
     (H, W), r = x.shape[-2:], math.ceil(3*sigma[1])
     def blur(x, s):
         w = (-(torch.arange(-r, r+1, device=x.device)/s)**2/2).exp()
@@ -276,7 +355,12 @@ def _mend(transforms):
 
 # %% ../nbs/06_augment.ipynb #95e89953
 class Augment:
-    "A recipe's random crop, flip and colours for one image, and its erasing for one normalised image"
+    """A recipe's random crop, flip and colours for one image, and its erasing for one normalised image
+
+    recipe: name in `AUGMENTS`, or function of a Pillow image
+    size (tuple[int, int]): (H, W)
+    stats (tuple): (mean, std)
+    """
     def __init__(self,
         recipe, # name in `AUGMENTS`, or function of a Pillow image
         size: tuple[int, int], # (H, W)

@@ -27,7 +27,11 @@ from .pretrain import GMML, Recipe, gmml_learner, gmml_model, method_learner, re
 def square_side(
     grid:tuple, # Tokens down and across, (gh, gw)
 ) -> int:       # Tokens
-    "Side of SimMIM's squares: about a seventh of the shorter side, as 32 pixels are of 224, such that squares tile the grid"
+    """Side of SimMIM's squares: about a seventh of the shorter side, as 32 pixels are of 224, such that squares tile the grid
+
+    grid (tuple): Tokens down and across, (gh, gw)
+    Returns (int): Tokens
+    """
     want = min(grid)/7
     return min((k for k in range(1, min(grid)+1) if not any(g%k for g in grid)), key=lambda k: abs(k-want))
 
@@ -51,21 +55,34 @@ def n_hidden(
     n:int,       # Tokens
     ratio:float, # Hidden share of them, 0-1
 ) -> int:        # Tokens
-    "How many of `n` single tokens `Zeros(ratio, max_side=0)` hides"
+    """How many of `n` single tokens `Zeros(ratio, max_side=0)` hides
+
+    n (int): Tokens
+    ratio (float): Hidden share of them, 0-1
+    Returns (int): Tokens
+    """
     return math.ceil(ratio*n - 1e-6)
 
 def token_mask(
     mask:torch.Tensor, # bool (bs, 1, H, W), whole patches
     patch_size:tuple,  # Pixels (ph, pw)
 ) -> torch.Tensor:     # bool (bs, n)
-    "A mask of pixels as a mask of tokens"
+    """A mask of pixels as a mask of tokens
+
+    mask (torch.Tensor): bool (bs, 1, H, W), whole patches
+    patch_size (tuple): Pixels (ph, pw)
+    Returns (torch.Tensor): bool (bs, n)
+    """
     return mask[:, 0, ::patch_size[0], ::patch_size[1]].flatten(1)
 
 # %% ../nbs/80_baselines.ipynb #063b7519
 def check_tokens(
     enc:GMMLEncoder, # To be trained with hidden patches
 ):
-    "Raise a `ValueError` unless patches can be hidden from this encoder"
+    """Raise a `ValueError` unless patches can be hidden from this encoder
+
+    enc (GMMLEncoder): To be trained with hidden patches
+    """
     if enc.vit.pos_embed is None:
         raise ValueError(f'{enc.arch!r} has no absolute position embedding, and a hidden patch is known by its place '
                          'alone: choose an architecture with one, such as vit_small_patch16_224')
@@ -77,7 +94,14 @@ def embed_tokens(
     hidden:torch.Tensor=None, # bool (bs, n): patches that `token` stands for
     token:torch.Tensor=None,  # (1, 1, d); None: leave all patches as they are
 ) -> torch.Tensor:            # (bs, p+n, d): prefix tokens, then patches
-    "What enters timm's first block: patch embeddings, positions, class token and registers"
+    """What enters timm's first block: patch embeddings, positions, class token and registers
+
+    vit (nn.Module): timm `VisionTransformer`
+    x (torch.Tensor): Normalised images (bs, C, H, W)
+    hidden (torch.Tensor, default None): bool (bs, n): patches that `token` stands for
+    token (torch.Tensor, default None): (1, 1, d); None: leave all patches as they are
+    Returns (torch.Tensor): (bs, p+n, d): prefix tokens, then patches
+    """
     x = vit.patch_embed(x)
     if x.ndim == 4: x = x.flatten(1, 2)                          # (bs, gh, gw, d) -> (bs, n, d)
     if token is not None: x = torch.where(hidden[..., None], token.to(x.dtype), x)
@@ -90,7 +114,10 @@ def embed_tokens(
 
 # %% ../nbs/80_baselines.ipynb #bbee0453
 class SimMIM(nn.Module):
-    "A learnt token in place of the hidden patches, all tokens through the encoder, one linear layer to pixels"
+    """A learnt token in place of the hidden patches, all tokens through the encoder, one linear layer to pixels
+
+    encoder (GMMLEncoder): Its last block is used
+    """
     def __init__(self,
         encoder:GMMLEncoder, # Its last block is used
     ):
@@ -122,19 +149,34 @@ def gather_tokens(
     x:torch.Tensor,     # Tokens (bs, n, d)
     order:torch.Tensor, # Which token comes in each place, (bs, m)
 ) -> torch.Tensor:      # (bs, m, d)
-    "Tokens in another order, or some of them"
+    """Tokens in another order, or some of them
+
+    x (torch.Tensor): Tokens (bs, n, d)
+    order (torch.Tensor): Which token comes in each place, (bs, m)
+    Returns (torch.Tensor): (bs, m, d)
+    """
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
 
 def unshuffle(
     x:torch.Tensor,     # Shuffled tokens (bs, n, d)
     order:torch.Tensor, # As given to `gather_tokens`, (bs, n)
 ) -> torch.Tensor:      # (bs, n, d)
-    "Undo `gather_tokens`"
+    """Undo `gather_tokens`
+
+    x (torch.Tensor): Shuffled tokens (bs, n, d)
+    order (torch.Tensor): As given to `gather_tokens`, (bs, n)
+    Returns (torch.Tensor): (bs, n, d)
+    """
     return gather_tokens(x, order.argsort(1))
 
 # %% ../nbs/80_baselines.ipynb #817ed719
 class MAEDecoder(nn.Module):
-    "A narrow transformer that sees the visible tokens, and a mask token in each hidden place"
+    """A narrow transformer that sees the visible tokens, and a mask token in each hidden place
+
+    encoder (GMMLEncoder): Whose tokens come in
+    depth (int, default 8): Blocks
+    dim (int, default None): Width, a multiple of 32; None: two thirds of the encoder's, rounded
+    """
     def __init__(self,
         encoder:GMMLEncoder, # Whose tokens come in
         depth:int=8,         # Blocks
@@ -158,7 +200,12 @@ def forward(self:MAEDecoder,
     x:torch.Tensor,     # Prefix and visible tokens (bs, p+v, d)
     order:torch.Tensor, # Visible places first (bs, n)
 ) -> torch.Tensor:      # Patches as an image (bs, C, H, W)
-    "Pixels of all places; hidden ones begin as the mask token"
+    """Pixels of all places; hidden ones begin as the mask token
+
+    x (torch.Tensor): Prefix and visible tokens (bs, p+v, d)
+    order (torch.Tensor): Visible places first (bs, n)
+    Returns (torch.Tensor): Patches as an image (bs, C, H, W)
+    """
     x = self.embed(x)
     pre,x = x[:, :self.n_prefix],x[:, self.n_prefix:]
     masks = self.mask_token.to(x.dtype).expand(len(x), order.shape[1] - x.shape[1], -1)
@@ -168,7 +215,13 @@ def forward(self:MAEDecoder,
 
 # %% ../nbs/80_baselines.ipynb #6e72f593
 class MAE(nn.Module):
-    "Visible patches through the encoder, all places through a decoder, pixels of normalised patches out"
+    """Visible patches through the encoder, all places through a decoder, pixels of normalised patches out
+
+    encoder (GMMLEncoder): Its last block is used
+    ratio (float, default 0.75): Hidden share of the patches; every mask must hide `n_hidden(n, ratio)`
+    decoder_depth (int, default 8): Blocks of the decoder
+    decoder_dim (int, default None): Its width, a multiple of 32; None: two thirds of the encoder's, rounded
+    """
     def __init__(self,
         encoder:GMMLEncoder,  # Its last block is used
         ratio:float=.75,      # Hidden share of the patches; every mask must hide `n_hidden(n, ratio)`
@@ -188,7 +241,12 @@ def encode(self:MAE,
     x:torch.Tensor,    # Normalised images (bs, C, H, W)
     mask:torch.Tensor, # bool (bs, 1, H, W), whole patches, True = hidden
 ) -> tuple:            # Prefix and visible tokens (bs, p+v, d), and the order of the places, visible first (bs, n)
-    "Tokens of the last block, normed; hidden ones are not among them"
+    """Tokens of the last block, normed; hidden ones are not among them
+
+    x (torch.Tensor): Normalised images (bs, C, H, W)
+    mask (torch.Tensor): bool (bs, 1, H, W), whole patches, True = hidden
+    Returns (tuple): Prefix and visible tokens (bs, p+v, d), and the order of the places, visible first (bs, n)
+    """
     vit,p = self.encoder.vit,self.encoder.vit.num_prefix_tokens
     order = token_mask(mask, self.encoder.patch_size).byte().argsort(dim=1, stable=True)
     x = embed_tokens(vit, x)
@@ -201,7 +259,12 @@ def forward(self:MAE,
     x:torch.Tensor,    # Normalised images (bs, C, H, W)
     mask:torch.Tensor, # Hidden pixels, bool (bs, 1, H, W)
 ) -> torch.Tensor:     # Pixels of normalised patches (bs, C, H, W)
-    "All patches from the visible ones"
+    """All patches from the visible ones
+
+    x (torch.Tensor): Normalised images (bs, C, H, W)
+    mask (torch.Tensor): Hidden pixels, bool (bs, 1, H, W)
+    Returns (torch.Tensor): Pixels of normalised patches (bs, C, H, W)
+    """
     return self.decoder(*self.encode(x, mask))
 
 # %% ../nbs/80_baselines.ipynb #294d476f
@@ -210,7 +273,13 @@ def patch_stats(
     patch_size:tuple,   # Pixels (ph, pw)
     eps:float=1e-6,     # Added to the variance
 ) -> tuple:             # Mean and standard deviation of each patch, for each of its pixels: (bs, 1, H, W) each
-    "Mean and standard deviation over all pixels and channels of a patch"
+    """Mean and standard deviation over all pixels and channels of a patch
+
+    x (torch.Tensor): Images (bs, C, H, W)
+    patch_size (tuple): Pixels (ph, pw)
+    eps (float, default 1e-06): Added to the variance
+    Returns (tuple): Mean and standard deviation of each patch, for each of its pixels: (bs, 1, H, W) each
+    """
     (_,_),(ph,pw) = token_grid(x.shape, patch_size)
     o = x.unflatten(3, (-1, pw)).unflatten(2, (-1, ph))                    # (bs, C, gh, ph, gw, pw)
     var,mean = torch.var_mean(o, (1, 3, 5), keepdim=True)                  # (bs, 1, gh, 1, gw, 1)
@@ -219,7 +288,11 @@ def patch_stats(
 
 # %% ../nbs/80_baselines.ipynb #749cbcaf
 class NormedPatchLoss(MaskedMSELoss):
-    "MAE's loss: squared error against patches of mean 0 and standard deviation 1, on the hidden ones"
+    """MAE's loss: squared error against patches of mean 0 and standard deviation 1, on the hidden ones
+
+    patch_size (tuple): Pixels (ph, pw)
+    reduction (str, default 'mean'): As in `MaskedL1Loss`
+    """
     def __init__(self,
         patch_size:tuple,     # Pixels (ph, pw)
         reduction:str='mean', # As in `MaskedL1Loss`
@@ -233,7 +306,13 @@ class NormedPatchLoss(MaskedMSELoss):
 
 # %% ../nbs/80_baselines.ipynb #fa55ac7f
 class HidePatches(GMML):
-    "GMML's callback for models that hide patches themselves: they are called with the images and the mask"
+    """GMML's callback for models that hide patches themselves: they are called with the images and the mask
+
+    self, recipe, patch_size, stats, seed: As in `GMML`
+    alien: Draws the masks; what it fills in is not seen by the model
+    method (str): Which method it is
+    facts (dict): What that is set to
+    """
     name = 'gmml'    # so that all that a learner from `gmml_learner` can do finds it
     def __init__(self, recipe, patch_size, stats, seed, # As in `GMML`
         alien,       # Draws the masks; what it fills in is not seen by the model
@@ -259,7 +338,14 @@ def autoencoder_learner(
     recipe='paper',               # A name in `RECIPES`, or a `Recipe`
     **kwargs,                     # As in `gmml_learner`
 ):                                # A `Learner` with `fit_gmml`
-    "GMML's model without any corruption, and a loss on all pixels"
+    """GMML's model without any corruption, and a loss on all pixels
+
+    dls: From `pretrain_dls`
+    arch (default 'vit_small_patch16_224'): timm name
+    recipe (default 'paper'): A name in `RECIPES`, or a `Recipe`
+    **kwargs: As in `gmml_learner`
+    Returns: A `Learner` with `fit_gmml`
+    """
     learn = gmml_learner(dls, arch, recipe, **{**kwargs, 'alien': 'none'})
     learn.gmml.method = 'autoencoder'
     return learn
@@ -270,7 +356,10 @@ def simmim_learner(dls, arch='vit_small_patch16_224', recipe='paper', *,
     ratio:float=.6, # Hidden share of the squares
     **kwargs,
 ):
-    "A `Learner` that pretrains `arch` by SimMIM"
+    """A `Learner` that pretrains `arch` by SimMIM
+
+    ratio (float, default 0.6): Hidden share of the squares
+    """
     callback = partial(HidePatches, alien=Squares(ratio, max_side=0), method='simmim', facts=dict(ratio=ratio))
     return method_learner(dls, arch, recipe, lambda enc, r: SimMIM(enc), callback, recipe_loss, **kwargs)
 
@@ -282,7 +371,12 @@ def mae_learner(dls, arch='vit_small_patch16_224', recipe='paper', *,
     decoder_dim:int=None, # Its width, a multiple of 32; None: two thirds of the encoder's, rounded
     **kwargs,
 ):
-    "A `Learner` that pretrains `arch` as a masked autoencoder"
+    """A `Learner` that pretrains `arch` as a masked autoencoder
+
+    ratio (float, default 0.75): Hidden share of the patches
+    decoder_depth (int, default 8): Blocks of the decoder
+    decoder_dim (int, default None): Its width, a multiple of 32; None: two thirds of the encoder's, rounded
+    """
     facts = dict(ratio=ratio, decoder_depth=decoder_depth, decoder_dim=decoder_dim)
     callback = partial(HideNormed, alien=Zeros(ratio, max_side=0), method='mae', facts=facts)
     return method_learner(dls, arch, recipe, lambda enc, r: MAE(enc, **facts), callback,

@@ -46,7 +46,12 @@ def interleaved(
     sides:dict,    # What is timed: functions without arguments, by name
     repeats:int=7, # Turns
 ) -> pd.DataFrame: # Seconds: a row a turn, a column a name
-    "Time each side once a turn, after one turn that does not count"
+    """Time each side once a turn, after one turn that does not count
+
+    sides (dict): What is timed: functions without arguments, by name
+    repeats (int, default 7): Turns
+    Returns (pd.DataFrame): Seconds: a row a turn, a column a name
+    """
     if repeats < 1: raise ValueError(f'repeats={repeats}: give 1 or more')
     sync = torch.cuda.synchronize if torch.cuda.is_available() else noop
     rows,names = [],list(sides)
@@ -72,7 +77,18 @@ def versus(
     unit:str='s',    # Of the numbers; 'images/s' turns seconds around
     images:int=1,    # In a turn, for 'images/s'
 ) -> dict:           # A line of results
-    "Medians of both sides, and the median of their ratio"
+    """Medians of both sides, and the median of their ratio
+
+    t (pd.DataFrame): From `interleaved`; or other amounts, in `unit`
+    measure (str): What is measured
+    ours (str): Column
+    theirs (str): Column
+    setting (dict): What it depends on, JSON values
+    cost (bool, default False): Is the ratio ours/theirs? Otherwise theirs/ours
+    unit (str, default 's'): Of the numbers; 'images/s' turns seconds around
+    images (int, default 1): In a turn, for 'images/s'
+    Returns (dict): A line of results
+    """
     a,b = t[ours],t[theirs]
     show = (lambda o: images/o) if unit == 'images/s' else (lambda o: o)
     mid = lambda o: float(f'{o.median():.5g}')
@@ -86,7 +102,14 @@ def loop_mask(
     max_side:float=.3, # Longest side of a rectangle, as a fraction of the image's
     put=noop,  # Called with each rectangle, as an index into the image
 ) -> torch.Tensor: # (C, H, W), 1 = corrupted
-    "Rectangles of pixels at random, until enough is covered"
+    """Rectangles of pixels at random, until enough is covered
+
+    shape: of the image, (C, H, W)
+    ratio: (low, high): corrupted area / image area, drawn uniformly
+    max_side (float, default 0.3): Longest side of a rectangle, as a fraction of the image's
+    put (default noop): Called with each rectangle, as an index into the image
+    Returns (torch.Tensor): (C, H, W), 1 = corrupted
+    """
     hw,mask = shape[1:],torch.zeros(shape)
     target = random.uniform(*ratio)*hw[0]*hw[1]
     while mask[0].sum() < target:
@@ -102,7 +125,12 @@ def loop_corruption(
     x:torch.Tensor, # Images (bs, C, H, W)
     r,              # `Recipe`: its amounts
 ) -> tuple:         # corrupted images, masks; both (bs, C, H, W)
-    "Noise in each image; then, with an even chance, parts of another one instead"
+    """Noise in each image; then, with an even chance, parts of another one instead
+
+    x (torch.Tensor): Images (bs, C, H, W)
+    r: `Recipe`: its amounts
+    Returns (tuple): corrupted images, masks; both (bs, C, H, W)
+    """
     def one(img, ratio, donor=None):
         out = img.clone()
         def put(box): out[box] = torch.randn(out[box].shape) if donor is None else donor[box]
@@ -120,7 +148,15 @@ def corruption_speed(
     patch_size:int=16,  # Pixels
     repeats:int=7,      # Turns
 ) -> list:              # Lines of results
-    "Masks and whole corruption of a batch, against the loop"
+    """Masks and whole corruption of a batch, against the loop
+
+    recipe (str, default 'paper'): A name in `RECIPES`
+    size (int, default 224): Pixels of a side
+    bs (int, default 64): Images in a batch
+    patch_size (int, default 16): Pixels
+    repeats (int, default 7): Turns
+    Returns (list): Lines of results
+    """
     r = get_recipe(recipe)
     alien = make_alien(r)
     with own_rng(0):
@@ -135,7 +171,13 @@ def corruption_speed(
 def noise_images(n, size): return np.random.RandomState(0).randint(0, 256, (n, 3, size, size), dtype=np.uint8)
 
 class GMMLStep:
-    "The pretraining step as the learner does it, from bytes to new weights"
+    """The pretraining step as the learner does it, from bytes to new weights
+
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    size (int, default 224): Pixels of a side
+    bs (int, default 16): Images in a batch
+    **kwargs: More arguments of `gmml_learner`
+    """
     def __init__(self,
         arch:str='vit_tiny_patch16_224', # timm name of a `VisionTransformer`
         size:int=224, # Pixels of a side
@@ -166,7 +208,15 @@ def __call__(self:GMMLStep,
 
 # %% ../nbs/98_benchmark.ipynb #04d9a425
 class BareStep:
-    "Forward, backward and optimiser of timm's transformer"
+    """Forward, backward and optimiser of timm's transformer
+
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    size (int, default 224): Pixels of a side
+    bs (int, default 16): Images in a batch
+    patch_size (default None): Pixels; None: the architecture's
+    model_args (default None): More arguments of `timm.create_model`
+    **kwargs: Ignored: arguments of `gmml_learner` that are not the transformer's
+    """
     def __init__(self,
         arch:str='vit_tiny_patch16_224', # timm name of a `VisionTransformer`
         size:int=224,    # Pixels of a side
@@ -196,7 +246,15 @@ def step_cost(
     repeats:int=7, # Turns
     **kwargs,      # More arguments of `gmml_learner`
 ) -> list:         # Lines of results
-    "The pretraining step against the bare transformer, and corruption against the step"
+    """The pretraining step against the bare transformer, and corruption against the step
+
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    size (int, default 224): Pixels of a side
+    bs (int, default 16): Images in a batch
+    repeats (int, default 7): Turns
+    **kwargs: More arguments of `gmml_learner`
+    Returns (list): Lines of results
+    """
     with own_rng(0):
         step,bare = (f(arch, size, bs, **kwargs) for f in (GMMLStep, BareStep))
         t = interleaved({'corruption': step.corruption, 'step': step, 'bare timm': bare}, repeats)
@@ -205,14 +263,20 @@ def step_cost(
 
 # %% ../nbs/98_benchmark.ipynb #dcae1142
 def host_peak() -> float: # MiB
-    "The most memory that this process has ever had"
+    """The most memory that this process has ever had
+
+    Returns (float): MiB
+    """
     status = Path('/proc/self/status')
     if status.exists(): return int(status.read_text().split('VmHWM:')[1].split()[0])/2**10
     import resource   # not on Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
 
 def peak() -> float: # MiB
-    "The same of its tensors on the GPU, where there is one"
+    """The same of its tensors on the GPU, where there is one
+
+    Returns (float): MiB
+    """
     return torch.cuda.max_memory_allocated()/2**20 if torch.cuda.is_available() else host_peak()
 
 # %% ../nbs/98_benchmark.ipynb #0000772f
@@ -222,7 +286,13 @@ def apart(
     threads:int=None, # Of each process; None: as many as here
     ranks:bool=False, # Are they to train together?
 ) -> list:            # What each returned
-    "Call a function in new processes"
+    """Call a function in new processes
+
+    f: Function of this module; or its name
+    threads (int, default None): Of each process; None: as many as here
+    ranks (bool, default False): Are they to train together?
+    Returns (list): What each returned
+    """
     code = f'import json, sys; from gmml_nb import benchmark as b; print(json.dumps(b.{getattr(f, "__name__", f)}(**json.loads(sys.argv[1]))))'
     with socket.socket() as s: port = (s.bind(('127.0.0.1', 0)), s.getsockname()[1])[1]
     env,together = dict(os.environ, OMP_NUM_THREADS=str(threads or torch.get_num_threads())),{}
@@ -241,7 +311,12 @@ def peak_of_step(
     side:str, # 'step' or 'bare timm'
     **kwargs, # Arguments of `GMMLStep`
 ) -> float:   # MiB
-    "What three steps take beyond the imports; to be called in a new process"
+    """What three steps take beyond the imports; to be called in a new process
+
+    side (str): 'step' or 'bare timm'
+    **kwargs: Arguments of `GMMLStep`
+    Returns (float): MiB
+    """
     before = peak()
     with own_rng(0): step = {'step': GMMLStep, 'bare timm': BareStep}[side](**kwargs)
     for _ in range(3): step()
@@ -254,7 +329,15 @@ def step_memory(
     repeats:int=3, # Processes of each side
     **kwargs,      # More arguments of `gmml_learner`
 ) -> list:         # Lines of results
-    "Peak memory of the pretraining step against the bare transformer"
+    """Peak memory of the pretraining step against the bare transformer
+
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    size (int, default 224): Pixels of a side
+    bs (int, default 16): Images in a batch
+    repeats (int, default 3): Processes of each side
+    **kwargs: More arguments of `gmml_learner`
+    Returns (list): Lines of results
+    """
     kw,sides = dict(arch=arch, size=size, bs=bs, **kwargs),('step', 'bare timm')
     t = pd.DataFrame([apart(peak_of_step, *(dict(side=o, **kw) for o in sides)) for _ in range(repeats)], columns=sides)
     return [versus(t, 'memory', *sides, dict(arch=arch, size=size, bs=bs), cost=True, unit='MiB')]
@@ -266,7 +349,14 @@ def write_photos(
     side:int=500, # Longer side, pixels
     differ:int=500, # Files that differ; the others are links to them
 ) -> Path:        # The folder
-    "JPEG files of photographs, quality 90"
+    """JPEG files of photographs, quality 90
+
+    folder: To be made
+    n (int): Files
+    side (int, default 500): Longer side, pixels
+    differ (int, default 500): Files that differ; the others are links to them
+    Returns (Path): The folder
+    """
     folder,rng,whole = Path(folder),np.random.default_rng(0),[Image.fromarray(o) for o in load_sample_images().images]
     folder.mkdir(parents=True)
     w,h = side,side*3//4
@@ -288,7 +378,12 @@ def scratch():
 
 # %% ../nbs/98_benchmark.ipynb #f99cde12
 class Inputs:
-    "Batches of random crops of the same files, floats 0-1, in three ways"
+    """Batches of random crops of the same files, floats 0-1, in three ways
+
+    folder: Of images
+    size (int, default 224): Pixels of a side
+    bs (int, default 16): Images in a batch
+    """
     ways = 'cached', 'fastai', 'torchvision'
     def __init__(self,
         folder,       # Of images
@@ -328,7 +423,15 @@ def input_speed(
     repeats:int=5, # Turns
     step:dict=None,# Arguments of `GMMLStep`: each batch is trained on; None: batches alone
 ) -> list:         # Lines of results
-    "An epoch of crops from the cache against JPEG files, on one core"
+    """An epoch of crops from the cache against JPEG files, on one core
+
+    size (int, default 224): Pixels of a side
+    bs (int, default 16): Images in a batch
+    images (int, default 256): Of 500 pixels
+    repeats (int, default 5): Turns
+    step (dict, default None): Arguments of `GMMLStep`: each batch is trained on; None: batches alone
+    Returns (list): Lines of results
+    """
     step = noop if step is None else GMMLStep(size=size, bs=bs, **step)
     with scratch() as d, one_core(), own_rng(0):
         o = Inputs(write_photos(d/'photos', images), size, bs)
@@ -351,7 +454,14 @@ def start_up(
     bs:int=64,     # Images in a batch
     **kwargs,      # More arguments of `gmml_learner`
 ) -> float:        # Seconds
-    "From the name of a folder to the first batch"
+    """From the name of a folder to the first batch
+
+    folder: Of images
+    size (int, default 224): Pixels of a side
+    bs (int, default 64): Images in a batch
+    **kwargs: More arguments of `gmml_learner`
+    Returns (float): Seconds
+    """
     t = time.perf_counter()
     with quiet():
         learn = gmml_learner(pretrain_dls(folder, size=size, bs=bs), **kwargs)
@@ -363,7 +473,13 @@ def second_start(
     repeats:int=3,  # Second runs
     **kwargs,       # Arguments of `start_up`
 ) -> list:          # Lines of results
-    "Seconds until the second run on a folder trains, against the first"
+    """Seconds until the second run on a folder trains, against the first
+
+    images (int, default 256): Of 500 pixels
+    repeats (int, default 3): Second runs
+    **kwargs: Arguments of `start_up`
+    Returns (list): Lines of results
+    """
     with scratch() as d:
         job = dict(folder=str(write_photos(d/'photos', images)), **kwargs)
         first,*again = (apart(start_up, job)[0] for _ in range(repeats + 1))
@@ -377,7 +493,14 @@ def open_set(
     bs:int=64,   # Images in a batch
     most:int=50, # Batches to read
 ) -> dict:       # `start`, `batch`: seconds; `memory`: MiB
-    "From the name of a folder to batches; to be called in a new process"
+    """From the name of a folder to batches; to be called in a new process
+
+    folder: Of images
+    size (int, default 32): Pixels of a side
+    bs (int, default 64): Images in a batch
+    most (int, default 50): Batches to read
+    Returns (dict): `start`, `batch`: seconds; `memory`: MiB
+    """
     before,t = host_peak(),[time.perf_counter()]
     with quiet(): dls = pretrain_dls(folder, size=size, bs=bs, valid_pct=0, cache='disk')
     for _,b in zip(range(most + 1), dls.train): t.append(time.perf_counter())
@@ -389,7 +512,14 @@ def set_growth(
     repeats:int=3,   # Second runs
     **kwargs,        # Arguments of `open_set`
 ) -> list:           # Lines of results
-    "Seconds to the first batch and to the next, and memory, of a second run on a set"
+    """Seconds to the first batch and to the next, and memory, of a second run on a set
+
+    images (int, default 1000): In the set
+    side (int, default 40): Longer side of a file, pixels
+    repeats (int, default 3): Second runs
+    **kwargs: Arguments of `open_set`
+    Returns (list): Lines of results
+    """
     with scratch() as d:
         job = dict(folder=str(write_photos(d/'photos', images, side)), **kwargs)
         first,*again = (apart(open_set, job)[0] for _ in range(repeats + 1))
@@ -405,7 +535,15 @@ def train_steps(
     steps:int=6,  # Of the run
     **kwargs,     # More arguments of `gmml_learner`
 ) -> dict:        # `seconds` of a step, `memory` in MiB
-    "Train for a few steps on all processes that were launched; to be called in a new process"
+    """Train for a few steps on all processes that were launched; to be called in a new process
+
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    size (int, default 224): Pixels of a side
+    bs (int, default 16): Images in a batch of each process
+    steps (int, default 6): Of the run
+    **kwargs: More arguments of `gmml_learner`
+    Returns (dict): `seconds` of a step, `memory` in MiB
+    """
     before,device,timer = peak(),pick_device(),StepTimer()
     x = noise_images(steps*bs*max(1, num_distrib()), size)
     learn = gmml_learner(pretrain_dls(x, size=size, bs=bs, valid_pct=0, device=device), arch, cbs=timer, **kwargs)
@@ -421,7 +559,15 @@ def process_growth(
     bs:int=16,     # Images in a batch of each process
     **kwargs,      # More arguments of `train_steps`
 ) -> list:         # Lines of results
-    "Images a second, and memory of each process, of 1, 2, 4... processes, against one"
+    """Images a second, and memory of each process, of 1, 2, 4... processes, against one
+
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    most (int, default None): Processes; None: GPUs, or cores, up to 8
+    size (int, default 224): Pixels of a side
+    bs (int, default 16): Images in a batch of each process
+    **kwargs: More arguments of `train_steps`
+    Returns (list): Lines of results
+    """
     most,job,rows = most or min(8, torch.cuda.device_count() or torch.get_num_threads()),dict(arch=arch, size=size, bs=bs, **kwargs),[]
     runs = {n: pd.DataFrame(apart(train_steps, *[job]*n, threads=1, ranks=n > 1)).max() for n in (1, 2, 4, 8) if n <= most}
     for n,o in runs.items():
@@ -455,7 +601,11 @@ QUICK = dict(
 def target_of(
     row:dict, # A line of results
 ) -> tuple:   # what is asked for, as text; whether it holds. Empty, None: nothing
-    "The target that a line is to hold"
+    """The target that a line is to hold
+
+    row (dict): A line of results
+    Returns (tuple): what is asked for, as text; whether it holds. Empty, None: nothing
+    """
     sign,most,at = TARGETS.get((row['measure'], row['against']), ('', 0, {}))
     if not sign or any(row['setting'].get(k) != v for k,v in at.items()): return '', None
     value,unit = (row['ours'], ' s') if row['measure'] == 'start' else (row['ratio'], '')
@@ -464,7 +614,10 @@ def target_of(
 def bench_table(
     rows,           # Lines of results: dicts, or a data frame
 ) -> pd.DataFrame:
-    "Lines of results beside their targets"
+    """Lines of results beside their targets
+
+    rows: Lines of results: dicts, or a data frame
+    """
     rows = rows.to_dict('records') if isinstance(rows, pd.DataFrame) else rows
     def line(o):
         target,holds = target_of(o)
@@ -476,7 +629,10 @@ def bench_table(
 def newest(
     rows:pd.DataFrame, # From `read_results`
 ) -> pd.DataFrame:
-    "The last line of each measurement, from the machine that measured last"
+    """The last line of each measurement, from the machine that measured last
+
+    rows (pd.DataFrame): From `read_results`
+    """
     if not len(rows): return rows
     rows = rows[rows.machine == rows.machine.iloc[-1]]
     key = rows.measure + rows.against + rows.setting.map(str)
@@ -488,7 +644,13 @@ def benchmark(
     quick:bool=False,   # Only see whether everything runs?
     results=None,       # JSON lines, to which these are added; None: nowhere
 ) -> pd.DataFrame:      # `bench_table`
-    "Measure, and print and keep each line"
+    """Measure, and print and keep each line
+
+    parts (default None): Keys of `BENCHMARKS`; None: all
+    quick (bool, default False): Only see whether everything runs?
+    results (default None): JSON lines, to which these are added; None: nowhere
+    Returns (pd.DataFrame): `bench_table`
+    """
     parts,lines = list(BENCHMARKS) if parts is None else list(parts),[]
     for p in parts: known(p, BENCHMARKS, 'part of the benchmark')
     for p in parts:
@@ -503,7 +665,11 @@ def benchmark(
 def plot_growth(
     rows:pd.DataFrame, # From `newest`
 ):                     # matplotlib figure
-    "Time and memory by batch, size, images in the set and processes"
+    """Time and memory by batch, size, images in the set and processes
+
+    rows (pd.DataFrame): From `newest`
+    Returns: matplotlib figure
+    """
     panels = [('images in a batch', 'bs', dict(size=224), ('step', 'memory')), ('pixels of a side', 'size', dict(bs=16), ('step', 'memory')),
               ('images in the set', 'images', {}, ('set start', 'set memory')), ('processes', 'processes', {}, ('processes', 'process memory'))]
     fig,axs = plt.subplots(2, 4, figsize=(9, 4), dpi=80)

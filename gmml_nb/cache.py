@@ -43,7 +43,11 @@ class Stored(NamedTuple):
 def file_facts(
     files: list, # paths
 ) -> torch.Tensor: # int64 (n,2): bytes, modification time in ns; -1 where there is no such file
-    "What shows that a file has changed, without reading it"
+    """What shows that a file has changed, without reading it
+
+    files (list): paths
+    Returns (torch.Tensor): int64 (n,2): bytes, modification time in ns; -1 where there is no such file
+    """
     def one(f):
         try: s = os.stat(f)
         except OSError: return -1, -1
@@ -58,7 +62,15 @@ def decode_stored(
     keep=lambda i, x: None, # called with each row, in order, and its pixels: uint8 array (C,h,w)
     depth: dict | None = None, # black and white of deep files, as `measure_depth` gives it
 ) -> Stored: # without pixels: those were given to `keep`
-    "Decode every file once, in threads"
+    """Decode every file once, in threads
+
+    files (list): paths
+    store (tuple[int, int]): (h, w) that images are squeezed to
+    in_chans (int): 1 or 3
+    keep (default lambda i, x: None): called with each row, in order, and its pixels: uint8 array (C,h,w)
+    depth (dict | None, default None): black and white of deep files, as `measure_depth` gives it
+    Returns (Stored): without pixels: those were given to `keep`
+    """
     facts, why, notes = file_facts(files), {}, Counter()
     hw, mom = torch.zeros(len(files), 2, dtype=torch.int64), torch.zeros(len(files), in_chans, 2, dtype=torch.float64)
     blank = np.zeros((in_chans, *store), np.uint8)
@@ -89,7 +101,15 @@ def write_stored(
     depth: dict | None = None, # black and white of deep files
     said=(), # lines about the files
 ):
-    "Decode every file into a cache file"
+    """Decode every file into a cache file
+
+    path (Path): of the cache file
+    files (list): to decode
+    store (tuple[int, int]): (h, w) that images are squeezed to
+    in_chans (int): 1 or 3
+    depth (dict | None, default None): black and white of deep files
+    said (default ()): lines about the files
+    """
     part = Path(f'{path}.part')
     try:
         with open(part, 'wb') as f:
@@ -113,7 +133,11 @@ def write_stored(
 def open_stored(
     path: Path, # of the cache file
 ) -> Stored: # pixels are mapped, not read
-    "Map a cache file into memory; a `ValueError` where it is none, or not whole"
+    """Map a cache file into memory; a `ValueError` where it is none, or not whole
+
+    path (Path): of the cache file
+    Returns (Stored): pixels are mapped, not read
+    """
     try:
         with safe_open(path, 'pt') as f:
             if (f.metadata() or {}).get('format') != FORMAT: raise ValueError('of another kind')
@@ -133,7 +157,12 @@ def cache_path(
     folder: str | Path | None, # whose images they all are; None: they are a list
     *settings, # what else decides on the pixels: JSON values
 ) -> Path: # of the cache file
-    "A name of its own for each source"
+    """A name of its own for each source
+
+    files (list): absolute paths
+    folder (str | Path | None): whose images they all are; None: they are a list
+    Returns (Path): of the cache file
+    """
     what = [os.path.abspath(folder)] if folder else files
     name = re.sub(r'\W+', '_', Path(what[0]).name if folder else 'list')[:40]
     return cache_folder()/f'{name}-{hashlib.sha256(json.dumps([what, *settings]).encode()).hexdigest()[:16]}.safetensors'
@@ -144,7 +173,13 @@ def changes(
     files: list, # as they are now
     facts: torch.Tensor, # as they are now
 ) -> str: # '' where there is none
-    "What happened to the files since they were decoded"
+    """What happened to the files since they were decoded
+
+    old (Stored): from a cache file
+    files (list): as they are now
+    facts (torch.Tensor): as they are now
+    Returns (str): '' where there is none
+    """
     now = list(map(str, files))
     if old.files == now and torch.equal(old.facts, facts): return ''
     a, b = ({f: tuple(o) for f, o in zip(*p)} for p in ((old.files, old.facts.tolist()), (now, facts.tolist())))
@@ -157,7 +192,13 @@ def still_good(
     files: list, # as they are now
     in_chans: int, # 1 or 3
 ) -> Stored | None: # None: to be decoded again, which is said; or there is no such file
-    "What a cache file holds, if it is whole and of these images as they are now"
+    """What a cache file holds, if it is whole and of these images as they are now
+
+    path (Path): of the cache file
+    files (list): as they are now
+    in_chans (int): 1 or 3
+    Returns (Stored | None): None: to be decoded again, which is said; or there is no such file
+    """
     if not path.exists(): return
     try: old = open_stored(path)
     except ValueError as e: return _say(f'{path.name} is {e}. Decoding again')
@@ -172,7 +213,10 @@ def still_good(
 def locked(
     path: Path, # of the cache file
 ):
-    "Inside, no other process looks after this cache file"
+    """Inside, no other process looks after this cache file
+
+    path (Path): of the cache file
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f'{path}.lock')
     try: lock.acquire(timeout=0)
@@ -187,7 +231,10 @@ SMALLEST = .05 # area of the smallest crops of the paper's recipes, share of the
 STORES = (SMALLEST**-.5, 3., 2.25, 1.5) # times the size of the training images
 
 def machine_memory() -> int: # bytes
-    "Memory that this machine, or this container, has in all; 8 GiB where the system does not tell"
+    """Memory that this machine, or this container, has in all; 8 GiB where the system does not tell
+
+    Returns (int): bytes
+    """
     has = []
     try: has.append(os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE'))
     except (AttributeError, OSError, ValueError): has.append(8*2**30)
@@ -196,7 +243,10 @@ def machine_memory() -> int: # bytes
     return min(has)
 
 def room_for_pixels() -> int: # bytes
-    "A quarter of what this machine has in RAM, and on its GPU if it has one"
+    """A quarter of what this machine has in RAM, and on its GPU if it has one
+
+    Returns (int): bytes
+    """
     has = [machine_memory()]
     if torch.cuda.is_available(): has.append(torch.cuda.get_device_properties(0).total_memory)
     return min(has)//4
@@ -208,7 +258,15 @@ def store_size(
     free: int | None = None, # bytes that are free where the pixels go; None: they do not matter
     sizes: np.ndarray | None = None, # of the files, as `image_sizes` gives them; None: they are looked up
 ) -> tuple[int, int]: # (h, w)
-    "The size that files are stored at: as large as there is room for, and as it is of use"
+    """The size that files are stored at: as large as there is room for, and as it is of use
+
+    size (tuple[int, int]): (H, W) of the training images
+    files (list): paths
+    in_chans (int, default 3): 1 or 3
+    free (int | None, default None): bytes that are free where the pixels go; None: they do not matter
+    sizes (np.ndarray | None, default None): of the files, as `image_sizes` gives them; None: they are looked up
+    Returns (tuple[int, int]): (h, w)
+    """
     most, room = (image_sizes(files) if sizes is None else sizes).max(0), min(room_for_pixels(), math.inf if free is None else free/2)
     for k in STORES:
         store = tuple(max(1, min(math.ceil(k*s), int(o))) for s, o in zip(size, most))
@@ -217,7 +275,10 @@ def store_size(
 
 # %% ../nbs/08_cache.ipynb #e8d0acc4
 def free_memory() -> int: # bytes
-    "Memory that this process may still take; 4 GiB where the system does not tell"
+    """Memory that this process may still take; 4 GiB where the system does not tell
+
+    Returns (int): bytes
+    """
     free = []
     try: free.append(int(next(l for l in open('/proc/meminfo') if l.startswith('MemAvailable')).split()[1])*1024)
     except (OSError, StopIteration): free.append(4*2**30)
@@ -229,7 +290,11 @@ def fits_in_ram(
     nbytes: int, # of the images
     cache: str | None = 'auto', # 'ram': they must, or it is a ValueError; None: they are not wanted there
 ) -> bool:
-    "Whether images may stay in RAM"
+    """Whether images may stay in RAM
+
+    nbytes (int): of the images
+    cache (str | None, default 'auto'): 'ram': they must, or it is a ValueError; None: they are not wanted there
+    """
     free = free_memory()
     if cache == 'ram' and nbytes > free:
         raise ValueError(f"cache='ram' needs {nbytes/2**30:.1f} GiB and {free/2**30:.1f} GiB are free: pass cache=None")
@@ -241,7 +306,13 @@ def on_device(
     cache: str | None, # 'device': they must, or it is a ValueError; 'auto': if they take at most 30 % of what is free
     device, # of the batches
 ) -> torch.Tensor: # there, or as they were
-    "Pixels on the GPU, if they are to be there"
+    """Pixels on the GPU, if they are to be there
+
+    x (torch.Tensor): pixels, in RAM or mapped
+    cache (str | None): 'device': they must, or it is a ValueError; 'auto': if they take at most 30 % of what is free
+    device: of the batches
+    Returns (torch.Tensor): there, or as they were
+    """
     device = torch.device(device)
     if device.type == 'cpu' or cache not in ('auto', 'device'): return x
     free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else 0 # others do not tell: only when asked
@@ -265,7 +336,16 @@ def from_disk(
     folder: str | Path | None = None, # whose images they all are; None: they are a list
     depth: dict | None = None, # black and white of deep files; None: measured
 ) -> tuple: # `Stored`, where its pixels are, and seconds that decoding took, or None
-    "Reuse the cache file of these images, or decode them into it; an `OSError` where that is not possible"
+    """Reuse the cache file of these images, or decode them into it; an `OSError` where that is not possible
+
+    files (list): paths
+    size (tuple[int, int]): (H, W) of the training images
+    store (tuple[int, int] | None): (h, w) that images are squeezed to; None: `store_size`
+    in_chans (int): 1 or 3
+    folder (str | Path | None, default None): whose images they all are; None: they are a list
+    depth (dict | None, default None): black and white of deep files; None: measured
+    Returns (tuple): `Stored`, where its pixels are, and seconds that decoding took, or None
+    """
     files, secs = [os.path.abspath(f) for f in files], None
     path = cache_path(files, folder, None if store else size, store, in_chans, depth)
     with locked(path):
@@ -287,7 +367,10 @@ CACHES = ('auto', 'device', 'disk', 'ram', None)
 def check_cache(
     cache, # what was asked for
 ):
-    "A `ValueError` unless it is one of `CACHES`"
+    """A `ValueError` unless it is one of `CACHES`
+
+    cache: what was asked for
+    """
     if cache not in CACHES: raise ValueError(f"cache={cache!r}: there are {', '.join(map(repr, CACHES))}")
 
 # %% ../nbs/08_cache.ipynb #6d5a5a4b
@@ -318,7 +401,18 @@ def load_stored(
     folder: str | Path | None = None, # whose images they all are; None: they are a list
     depth: dict | None = None, # black and white of deep files, as `measure_depth` gives it; None: measured
 ) -> Stored: # pixels on the GPU, mapped, in RAM, or None
-    "Files decoded once, kept where there is room; a line says where, at which size, and what it costs"
+    """Files decoded once, kept where there is room; a line says where, at which size, and what it costs
+
+    files (list): paths
+    size (tuple[int, int]): (H, W) of the training images
+    store (tuple[int, int] | None, default None): (h, w) that images are squeezed to; None: `store_size`
+    in_chans (int, default 3): 1 or 3
+    cache (str | None, default 'auto'): one of `CACHES`
+    device (default 'cpu'): of the batches
+    folder (str | Path | None, default None): whose images they all are; None: they are a list
+    depth (dict | None, default None): black and white of deep files, as `measure_depth` gives it; None: measured
+    Returns (Stored): pixels on the GPU, mapped, in RAM, or None
+    """
     check_cache(cache)
     s = None
     if cache not in ('ram', None):

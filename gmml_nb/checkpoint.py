@@ -33,7 +33,11 @@ def _stateful(learn): return {cb.name: cb for cb in learn.cbs if hasattr(type(cb
 def rng_state(
     learn:Learner, # Whose callbacks and training loader may have generators
 ) -> dict:         # Tensors, numbers, tuples
-    "State of every generator that a run draws from on this process"
+    """State of every generator that a run draws from on this process
+
+    learn (Learner): Whose callbacks and training loader may have generators
+    Returns (dict): Tensors, numbers, tuples
+    """
     name,keys,*rest = np.random.get_state()
     o = dict(torch=torch.get_rng_state(), python=random.getstate(), numpy=(name, keys.tolist(), *rest),
              cbs={k: cb.state_dict() for k,cb in _stateful(learn).items()})
@@ -46,7 +50,11 @@ def set_rng_state(
     learn:Learner, # With the same callbacks
     state:dict,    # From `rng_state`
 ):
-    "Put every generator back"
+    """Put every generator back
+
+    learn (Learner): With the same callbacks
+    state (dict): From `rng_state`
+    """
     torch.set_rng_state(state['torch'])
     random.setstate(state['python'])
     name,keys,*rest = state['numpy']
@@ -61,7 +69,10 @@ def set_rng_state(
 def own_rng(
     seed:int, # Each process adds its rank
 ):
-    "Inside, the generators of torch, numpy and Python start at `seed`; then they are put back"
+    """Inside, the generators of torch, numpy and Python start at `seed`; then they are put back
+
+    seed (int): Each process adds its rank
+    """
     seed,old = seed + rank_distrib(),(random.getstate(), np.random.get_state())
     with torch.random.fork_rng():
         torch.manual_seed(seed), np.random.seed(seed % 2**32), random.seed(seed)
@@ -72,7 +83,11 @@ def own_rng(
 def run_state(
     learn:Learner, # In the middle of a run
 ) -> dict:         # Tensors, numbers, lists
-    "What a run needs besides weights and generators"
+    """What a run needs besides weights and generators
+
+    learn (Learner): In the middle of a run
+    Returns (dict): Tensors, numbers, lists
+    """
     rec,sched = learn.recorder,getattr(learn, 'param_scheduler', None)
     plain = lambda t: t.as_subclass(torch.Tensor)   # fastai's own types would have to be unpickled
     note = lambda k,v: v if len(v) == learn.train_iter else [*v, learn.opt.hypers[-1][k]]   # the scheduler notes a step after us
@@ -87,7 +102,11 @@ def load_run_state(
     learn:Learner, # Whose run has just begun
     state:dict,    # From `run_state`
 ):
-    "Take over what `run_state` has kept"
+    """Take over what `run_state` has kept
+
+    learn (Learner): Whose run has just begun
+    state (dict): From `run_state`
+    """
     rec = learn.recorder
     if state['opt']: learn.opt.load_state_dict(state['opt'])   # a finished run needs none
     if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
@@ -101,7 +120,11 @@ def load_run_state(
 def sha256(
     file:Path, # Any
 ) -> str:      # 64 hexadecimal digits
-    "Checksum of a file"
+    """Checksum of a file
+
+    file (Path): Any
+    Returns (str): 64 hexadecimal digits
+    """
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 # %% ../nbs/45_checkpoint.ipynb #49ef7a5e
@@ -112,7 +135,14 @@ def write_whole(
     rngs:list,    # From `rng_state`, one of each process
     config:dict,  # JSON values
 ):
-    "Write a checkpoint aside, with checksums, and rename it"
+    """Write a checkpoint aside, with checksums, and rename it
+
+    folder (Path): To be made; one of the same name is replaced
+    model (dict): Tensors by name
+    state (dict): From `run_state`
+    rngs (list): From `rng_state`, one of each process
+    config (dict): JSON values
+    """
     tmp = folder.with_name(f'.{folder.name}.tmp')
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
@@ -129,7 +159,11 @@ def write_whole(
 def damage(
     folder:Path, # From `write_whole`
 ) -> str:        # Empty if nothing is wrong
-    "What is wrong with a checkpoint, by its checksums"
+    """What is wrong with a checkpoint, by its checksums
+
+    folder (Path): From `write_whole`
+    Returns (str): Empty if nothing is wrong
+    """
     try: sums = json.loads((folder/'checksums.json').read_text())
     except (OSError, ValueError) as e: return f'checksums.json: {type(e).__name__}'
     bad = [k for k,v in sums.items() if not (folder/k).is_file() or sha256(folder/k) != v]
@@ -141,7 +175,13 @@ def read_plain(
     device,    # Where its tensors go
     trust:bool=False, # Unpickle what has to be?
 ):             # Tensors, numbers, lists
-    "Read a file of tensors, numbers and lists; a `ValueError` where it holds anything else"
+    """Read a file of tensors, numbers and lists; a `ValueError` where it holds anything else
+
+    file (Path): From `torch.save`
+    device: Where its tensors go
+    trust (bool, default False): Unpickle what has to be?
+    Returns: Tensors, numbers, lists
+    """
     try: return torch.load(file, map_location=device, weights_only=not trust)
     except Exception as e:
         raise ValueError(f'{file} is not what a run writes ({type(e).__name__}), and unpickling it could run any program: '
@@ -297,7 +337,15 @@ def callback_facts(
 
 # %% ../nbs/45_checkpoint.ipynb #944f9182
 class Checkpoint(Callback):
-    "Save all that a run consists of, and go on from there when the same run starts again"
+    """Save all that a run consists of, and go on from there when the same run starts again
+
+    folder: Where checkpoints are kept, each in a folder of its own; `~` is the home folder
+    minutes (float, default 5): Save when so long has passed
+    steps (int, default None): Save every so many steps; None: by time alone
+    keep (int, default 2): How many are kept
+    trust (bool, default False): Unpickle a checkpoint that cannot be read otherwise? It can run any program
+    config (dict, default None): What a run must share with one that it goes on from; `fit_gmml` and `fit_finetune` fill it
+    """
     order = Recorder.order + 1
     def __init__(self,
         folder,           # Where checkpoints are kept, each in a folder of its own; `~` is the home folder
@@ -319,7 +367,10 @@ class Checkpoint(Callback):
 def take_facts(self:Checkpoint,
     n_epoch:int, # Length of the run
 ):
-    "Note what makes the run that is about to start: `facts`"
+    """Note what makes the run that is about to start: `facts`
+
+    n_epoch (int): Length of the run
+    """
     learn,now = self.learn,weights_hash(self.learn.model)
     start,end = getattr(learn, 'begun', {}).get(str(self.folder.absolute()), (None, None))
     own = dict(start_weights=start if end == now else now, n_epoch=n_epoch, loss_func=loss_fact(learn.loss_func), processes=max(1, num_distrib()),
@@ -336,7 +387,11 @@ def remember(self:Checkpoint):
 # %% ../nbs/45_checkpoint.ipynb #69bc71b2
 @patch(as_prop=True)
 def found(self:Checkpoint) -> list: # Folders, the latest first
-    "The checkpoints that are there"
+    """The checkpoints that are there
+
+    self (Checkpoint): Folders, the latest first
+    Returns (list): Folders, the latest first
+    """
     return sorted(self.folder.glob('epoch_*_batch_*'), reverse=True)
 
 @patch(as_prop=True)
@@ -415,7 +470,10 @@ def after_epoch(self:Checkpoint):
 def agree(self:Checkpoint,
     *flags, # Numbers
 ) -> list:  # The largest of all processes
-    "The same decision on all processes"
+    """The same decision on all processes
+
+    Returns (list): The largest of all processes
+    """
     if num_distrib() < 2: return flags
     t = torch.tensor([int(o) for o in flags], device=self.dls.device)
     dist.all_reduce(t, dist.ReduceOp.MAX)
@@ -423,7 +481,11 @@ def agree(self:Checkpoint,
 
 @patch
 def gathered_rngs(self:Checkpoint) -> list: # From `rng_state`; empty but on the first process
-    "The generators of all processes"
+    """The generators of all processes
+
+    self (Checkpoint): From `rng_state`; empty but on the first process
+    Returns (list): From `rng_state`; empty but on the first process
+    """
     own = rng_state(self.learn)
     if num_distrib() < 2: return [own]
     rngs = [None]*num_distrib() if not rank_distrib() else None
@@ -437,7 +499,10 @@ def _name(place): return 'epoch_{:05}_batch_{:06}'.format(*place)   # epochs tha
 def save(self:Checkpoint,
     finished:bool=False, # Is the run over? Then this takes the place of all checkpoints
 ):
-    "Write a checkpoint and drop the oldest; a failure to write is a warning"
+    """Write a checkpoint and drop the oldest; a failure to write is a warning
+
+    finished (bool, default False): Is the run over? Then this takes the place of all checkpoints
+    """
     rngs,self.saved,self.saved_iter = self.gathered_rngs(),time.monotonic(),self.train_iter
     if rank_distrib(): return
     model,state = get_model(self.model).state_dict(),dict(run_state(self.learn), dl_epoch=self.place[2])
@@ -456,7 +521,11 @@ def save(self:Checkpoint,
 def load(self:Checkpoint,
     folder, # Of one checkpoint
 ) -> dict:  # From `run_state`, with the generators of this process as `rng`
-    "Take weights, log and the optimiser's memory from a checkpoint"
+    """Take weights, log and the optimiser's memory from a checkpoint
+
+    folder: Of one checkpoint
+    Returns (dict): From `run_state`, with the generators of this process as `rng`
+    """
     state,rngs = read_plain(folder/'state.pt', self.dls.device, self.trust),read_plain(folder/'rng.pt', 'cpu', self.trust)
     get_model(self.model).load_state_dict(self.weights(folder))
     load_run_state(self.learn, state)
@@ -464,7 +533,11 @@ def load(self:Checkpoint,
 
 @patch
 def latest(self:Checkpoint) -> Path: # None where there is none
-    "The latest whole checkpoint; a `ValueError` where none is whole"
+    """The latest whole checkpoint; a `ValueError` where none is whole
+
+    self (Checkpoint): None where there is none
+    Returns (Path): None where there is none
+    """
     for o in self.found:
         if not (wrong := damage(o)): return o
         if not rank_distrib(): print(f'{o} is damaged ({wrong})')
@@ -487,7 +560,10 @@ RATES = ('lr', 'lr_start', 'lr_end', 'wd', 'wd_end', 'clip', 'precision', 'callb
 def check_same(self:Checkpoint,
     folder, # Of one checkpoint
 ):
-    "Raise a `ValueError` when `folder` is of another run, naming what differs"
+    """Raise a `ValueError` when `folder` is of another run, naming what differs
+
+    folder: Of one checkpoint
+    """
     old,new,over = json.loads((folder/'config.json').read_text()),self.facts,folder == self.finished
     diff = {k: f'{k} was {old.get(k)!r} and is {new.get(k)!r}' for k in {**old, **new} if k not in ('changed', 'weights_in') and old.get(k) != new.get(k)}
     rates = [k for k in diff if k in RATES and not over]
@@ -509,7 +585,10 @@ def step_of(self:Checkpoint, folder):
 def hand_over(self:Checkpoint,
     folder, # Holds `model.safetensors` with the weights, or most of them
 ):
-    "Of a finished run, keep what `folder` does not have"
+    """Of a finished run, keep what `folder` does not have
+
+    folder: Holds `model.safetensors` with the weights, or most of them
+    """
     if rank_distrib() or not self.finished.is_dir(): return
     own,file = self.weights(self.finished),Path(folder)/'model.safetensors'
     there,config = load_file(file),json.loads((self.finished/'config.json').read_text())
@@ -523,7 +602,11 @@ def hand_over(self:Checkpoint,
 def weights(self:Checkpoint,
     folder, # Of one checkpoint
 ) -> dict:  # Tensors by name
-    "The weights of a checkpoint, also where they were handed over"
+    """The weights of a checkpoint, also where they were handed over
+
+    folder: Of one checkpoint
+    Returns (dict): Tensors by name
+    """
     w,at = load_file(folder/'model.safetensors'),json.loads((folder/'config.json').read_text()).get('weights_in')
     if not at: return w
     file = Path(os.path.normpath(folder/at['folder']))/'model.safetensors'
@@ -538,7 +621,10 @@ def weights(self:Checkpoint,
 def is_over(self:Checkpoint,
     n_epoch:int, # Length of the run
 ) -> bool:
-    "Look at what is there, before anything trains: True where this run has finished; a `ValueError` where the folder is of another one"
+    """Look at what is there, before anything trains: True where this run has finished; a `ValueError` where the folder is of another one
+
+    n_epoch (int): Length of the run
+    """
     self.last,self.source,self.done,self.ready = None,None,self.finished.is_dir(),True
     self.take_facts(n_epoch)
     if not self.done: self.source = self.latest()
@@ -563,7 +649,11 @@ def ask(self:Checkpoint,
     signum:int, # 2: Ctrl-C, 15: SIGTERM
     frame,      # Python's
 ):
-    "Take note that someone wants the run to end; asked twice, it ends at once"
+    """Take note that someone wants the run to end; asked twice, it ends at once
+
+    signum (int): 2: Ctrl-C, 15: SIGTERM
+    frame: Python's
+    """
     if self.asked: raise KeyboardInterrupt
     self.asked = int(signum)
 
@@ -571,7 +661,10 @@ def ask(self:Checkpoint,
 def stop(self:Checkpoint,
     signum:int, # 2: Ctrl-C, 15: SIGTERM
 ):
-    "End the run as the signal would have"
+    """End the run as the signal would have
+
+    signum (int): 2: Ctrl-C, 15: SIGTERM
+    """
     raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
 # %% ../nbs/45_checkpoint.ipynb #0a5f2d44
@@ -604,7 +697,10 @@ def watching(self:Checkpoint):
 def rescue(self:Checkpoint,
     error:BaseException, # What ends the run
 ):
-    "Save where the state is whole and newer than the last checkpoint, and say how to go on; one process alone cannot gather the others"
+    """Save where the state is whole and newer than the last checkpoint, and say how to go on; one process alone cannot gather the others
+
+    error (BaseException): What ends the run
+    """
     newer = self.last is None or self.last.name < _name(self.place)
     if newer and self.between and num_distrib() < 2 and hasattr(self.dls.train, 'skip'): self.save()
     how = f'The same call goes on from {self.last}' if self.last else f'Nothing was saved in {self.folder}'
@@ -614,7 +710,11 @@ def rescue(self:Checkpoint,
 def what_ran(
     learn:Learner, # That may have trained
 ) -> dict:         # `epochs`, and the `results` of the last one: numbers by name
-    "Epochs that the recorder has seen, and the losses and metrics of the last"
+    """Epochs that the recorder has seen, and the losses and metrics of the last
+
+    learn (Learner): That may have trained
+    Returns (dict): `epochs`, and the `results` of the last one: numbers by name
+    """
     rec = learn.recorder
     names,rows = getattr(rec, 'metric_names', ['epoch'])[1:],getattr(rec, 'values', [])
     last = zip(names, rows[-1] if rows else [])
@@ -652,7 +752,15 @@ def fit_run(
     checkpoint=None,  # A `Checkpoint`, or a folder for one; None: nothing is saved
     config:dict=None, # What a run must share with one that it goes on from, beside images, loss and first weights
 ):
-    "`Learner.fit` with generators of its own, which can be killed; `learn.ran` says what came of it"
+    """`Learner.fit` with generators of its own, which can be killed; `learn.ran` says what came of it
+
+    learn (Learner): With an optimiser
+    n_epoch (int): Passes over the training images
+    seed (int): Of the generators
+    cbs (default None): fastai callbacks
+    checkpoint (default None): A `Checkpoint`, or a folder for one; None: nothing is saved
+    config (dict, default None): What a run must share with one that it goes on from, beside images, loss and first weights
+    """
     check_cbs(learn, cbs)
     n_epoch,ck = int(n_epoch),checkpoint if checkpoint is None or isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
     if ck: ck.config = config or {}

@@ -59,7 +59,12 @@ def parse_numbers(
     text,     # '224', '6,8,10,12', a number, or a sequence of numbers; None stays None
     what:str, # What they are, for the message
 ) -> tuple:   # of whole numbers
-    "Whole numbers, as they are typed on a command line"
+    """Whole numbers, as they are typed on a command line
+
+    text: '224', '6,8,10,12', a number, or a sequence of numbers; None stays None
+    what (str): What they are, for the message
+    Returns (tuple): of whole numbers
+    """
     if text is None: return None
     parts = text.split(',') if isinstance(text, str) else text if isinstance(text, (tuple, list)) else [text]
     try: return tuple(int(str(o)) for o in parts)
@@ -71,7 +76,12 @@ def parse_side(
     text,     # '224', or '160,224'
     what:str, # 'size' or 'patch_size'
 ):            # a number, a pair (height, width), or None
-    "The side of a square, or height and width"
+    """The side of a square, or height and width
+
+    text: '224', or '160,224'
+    what (str): 'size' or 'patch_size'
+    Returns: a number, a pair (height, width), or None
+    """
     o = parse_numbers(text, what)
     if o is None: return None
     if len(o) > 2 or min(o) < 1: raise ValueError(f'{what}={text!r}: give a side in pixels, or height,width')
@@ -91,7 +101,11 @@ def at_home(
 def parse_fields(
     text, # 'flip=0 crop=.5,1', a dict, or None
 ) -> dict: # {'flip': 0, 'crop': (.5, 1)}
-    "Fields of a recipe, as they are typed on a command line"
+    """Fields of a recipe, as they are typed on a command line
+
+    text: 'flip=0 crop=.5,1', a dict, or None
+    Returns (dict): {'flip': 0, 'crop': (.5, 1)}
+    """
     if not text: return {}
     if isinstance(text, dict): return dict(text)
     if isinstance(text, str): text = text.split()
@@ -112,7 +126,11 @@ def write_text(
     file:Path, # To write
     text:str,  # Its whole content
 ):
-    "Write a file as a whole: it is there with all of `text`, or as it was"
+    """Write a file as a whole: it is there with all of `text`, or as it was
+
+    file (Path): To write
+    text (str): Its whole content
+    """
     tmp = file.with_name(f'.{file.name}.tmp')
     tmp.write_text(text, encoding='utf-8')
     os.replace(tmp, file)
@@ -124,7 +142,13 @@ def save_settings(
     options:dict, # Its options, by their Python names
     **more,       # What else is worth keeping, JSON values
 ):
-    "Write `settings.json`"
+    """Write `settings.json`
+
+    folder: Folder of the run, made if it is missing
+    command (str): Such as 'gmml_pretrain'
+    options (dict): Its options, by their Python names
+    **more: What else is worth keeping, JSON values
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     options = {k: v for k,v in options.items() if k != 'settings'}
     o = dict(command=command, version=gmml_nb.__version__, options=options, **more)
@@ -134,7 +158,11 @@ def save_settings(
 def settings_of(
     file,    # `settings.json`, or the folder that holds it
 ) -> dict:   # Empty where there is none
-    "What a run has written of itself, or a `ValueError`"
+    """What a run has written of itself, or a `ValueError`
+
+    file: `settings.json`, or the folder that holds it
+    Returns (dict): Empty where there is none
+    """
     file = Path(file)/'settings.json' if Path(file).is_dir() else Path(file)
     if not file.is_file(): return {}
     try: o = json.loads(file.read_text(encoding='utf-8'))
@@ -147,7 +175,13 @@ def read_settings(
     command:str, # Whose options are wanted
     names,       # Options it has
 ) -> dict:       # Options
-    "Options saved by an earlier run of the same command"
+    """Options saved by an earlier run of the same command
+
+    file: `settings.json`, or the folder that holds it
+    command (str): Whose options are wanted
+    names: Options it has
+    Returns (dict): Options
+    """
     o = settings_of(file)
     if not o: raise ValueError(f'no settings: {file} does not exist, or holds none')
     if o.get('command') != command: raise ValueError(f'{file} is of {o.get("command")}, not of {command}')
@@ -203,7 +237,11 @@ def refuse_word(
 def say_failure(
     e:BaseException, # What ended a command
 ) -> int:            # Exit status
-    "Say in one line why a command ended"
+    """Say in one line why a command ended
+
+    e (BaseException): What ended a command
+    Returns (int): Exit status
+    """
     who = f'process {rank_distrib()}: ' if rank_distrib() else ''
     stop = isinstance(e, KeyboardInterrupt)
     print(who + ('stopped' if stop else f'error: {e}'), file=sys.stderr)
@@ -247,7 +285,10 @@ def as_command(
 def show_settings(
     options:dict, # Options of a run
 ):
-    "Print the options that are set"
+    """Print the options that are set
+
+    options (dict): Options of a run
+    """
     line = ', '.join(f'{k}={v}' for k,v in options.items() if v is not None and v is not False and v != '')
     print(textwrap.fill(f'settings: {line}', 100, subsequent_indent='  ', break_long_words=False,
                         break_on_hyphens=False))
@@ -262,7 +303,17 @@ def check_model(
     in_chans=None,   # Channels; None: 3 will do to see whether the sizes fit
     model_args:dict=None, # More arguments of timm
 ):                   # `Recipe` with blocks that the transformer has
-    "Build the encoder without memory for its weights: what does not fit shows before an image is read"
+    """Build the encoder without memory for its weights: what does not fit shows before an image is read
+
+    r: `Recipe`
+    blocks: Block numbers, or None
+    arch (str): timm name
+    size: Pixels
+    patch_size (default None): Pixels
+    in_chans (default None): Channels; None: 3 will do to see whether the sizes fit
+    model_args (dict, default None): More arguments of timm
+    Returns: `Recipe` with blocks that the transformer has
+    """
     args = dict(in_chans=in_chans or 3, img_size=size, patch_size=patch_size, **(model_args or {}))
     with torch.device('meta'): depth = len(GMMLEncoder(arch, 1, drop_path=r.drop_path, **args).vit.blocks)
     if blocks is None and r.blocks == get_recipe().blocks and depth != 12: blocks = upper_blocks(depth)
@@ -274,7 +325,12 @@ def check_numbers(
     workers:int=0,      # Processes that read
     **counts,           # Epochs, images of a batch, and other numbers that are 1 or more; None: left open
 ):
-    "Raise a `ValueError` for numbers that no run can have"
+    """Raise a `ValueError` for numbers that no run can have
+
+    valid_pct (float, default 0.0): Share held out
+    workers (int, default 0): Processes that read
+    **counts: Epochs, images of a batch, and other numbers that are 1 or more; None: left open
+    """
     for k,v in without_none(**counts).items(): number(k, v, 1, whole=True)
     number('valid_pct', valid_pct, 0, 1, open='high'),number('workers', workers, whole=True)
 
@@ -283,7 +339,12 @@ def source_of(
     data,      # Folder, CSV file, or name of a dataset
     root=None, # Folder of a dataset
 ):             # What the loaders take
-    "The images that DATA stands for"
+    """The images that DATA stands for
+
+    data: Folder, CSV file, or name of a dataset
+    root (default None): Folder of a dataset
+    Returns: What the loaders take
+    """
     if data is None: raise ValueError(f'DATA is missing: give a folder of images, or the name of a dataset: {", ".join(DATASETS)}')
     if root is None: return as_source(data)
     if str(data) in DATASETS: return get_dataset(str(data), root)
@@ -308,7 +369,12 @@ def checkpoint_of(
     o,           # Options of a command, as a namespace
     command:str, # Such as 'gmml_pretrain'
 ):               # `Checkpoint`
-    "Where a command saves and how often, or a `ValueError`"
+    """Where a command saves and how often, or a `ValueError`
+
+    o: Options of a command, as a namespace
+    command (str): Such as 'gmml_pretrain'
+    Returns: `Checkpoint`
+    """
     out = own_folder(o.out, command)
     ck = Checkpoint(o.checkpoint or out/'checkpoint', o.save_minutes, o.save_steps)
     if (out/'model.safetensors').exists() and not ck.finished.is_dir():
@@ -349,14 +415,22 @@ def save_history(
     learn:Learner, # Trained
     file:Path,     # CSV file to write
 ):
-    "A row for each epoch, a column for each number that there is"
+    """A row for each epoch, a column for each number that there is
+
+    learn (Learner): Trained
+    file (Path): CSV file to write
+    """
     write_text(Path(file), history(learn).dropna(axis=1, how='all').to_csv())
 
 def save_figure(
     fig,       # matplotlib figure; it is closed
     file:Path, # PNG to write
 ):
-    "Write a figure as a PNG"
+    """Write a figure as a PNG
+
+    fig: matplotlib figure; it is closed
+    file (Path): PNG to write
+    """
     fig.savefig(file, dpi=120, bbox_inches='tight', facecolor='white')
     plt.close(fig)
 
@@ -364,7 +438,11 @@ def save_figure(
 def run_pretrain(
     o, # Options of `gmml_pretrain`, as a namespace
 ):     # `Learner`
-    "Check everything, read the images, train, write"
+    """Check everything, read the images, train, write
+
+    o: Options of `gmml_pretrain`, as a namespace
+    Returns: `Learner`
+    """
     model_args = without_none(embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
     check_numbers(o.valid_pct, o.workers, epochs=o.epochs, bs=o.bs, in_chans=o.in_chans, **model_args)
     size,patch = parse_side(o.size, 'size'),parse_side(o.patch_size, 'patch_size')
@@ -388,7 +466,13 @@ def write_encoder(
     ck:Checkpoint, # Of the run
     note,          # Writes settings
 ):
-    "Write all of a pretraining"
+    """Write all of a pretraining
+
+    learn (Learner): Pretrained
+    out (Path): Folder to write
+    ck (Checkpoint): Of the run
+    note: Writes settings
+    """
     learn.export_encoder(out)
     ck.hand_over(out)
     save_history(learn, out/'history.csv')
@@ -429,7 +513,40 @@ def gmml_pretrain(
     on_error:str='raise', # 'raise' names unreadable images and ends; 'skip' goes on without them
     settings:str=None, # settings.json of an earlier run, or its folder; options given here win
 ) -> Learner: # Trained
-    "Pretrain a vision transformer on images without labels, and write an encoder that timm loads"
+    """Pretrain a vision transformer on images without labels, and write an encoder that timm loads
+
+    data (str, default None): Folder of images (with its subfolders), CSV file with a column of paths, or the name of a dataset
+    root (str, default None): Folder of a dataset that is not where fastai keeps data
+    out (str, default 'gmml_encoder'): Folder to write: the encoder, settings.json, history.csv, reconstructions.png
+    arch (str, default 'vit_small_patch16_224'): timm name of a vision transformer
+    size (str, default '224'): Pixels of a side, or height,width
+    patch_size (str, default None): Pixels of a patch, or height,width; left out: the architecture's
+    resize (str, default 'crop'): Pictures of another shape: 'crop' shows the middle, 'pad' all with a border, 'squish' all, distorted
+    in_chans (int, default None): 1 for grey images, 3 for colour; left out: 3 for files
+    embed_dim (int, default None): Width of the transformer; left out: the architecture's
+    depth (int, default None): Blocks of the transformer; left out: the architecture's
+    num_heads (int, default None): Attention heads; left out: the architecture's
+    blocks (str, default None): Blocks whose features are fused, such as 3,4,5,6; left out: 6,8,10,12, or the upper half
+    pretrained (bool, default False): Start from timm's pretrained weights
+    recipe (str, default 'paper'): 'paper', or 'official': the authors' script
+    change (str, default None): Fields of the recipe to change: "flip=0 crop=.5,1"
+    epochs (int, default 300): Passes over the images
+    bs (int, default 64): Images of a batch, in each process
+    lr (float, default None): Peak learning rate of a batch of 256; it grows with the batch; left out: the recipe's
+    valid_pct (float, default 0.1): Share of the images held out, to measure the loss on
+    checkpoint (str, default None): Folder of checkpoints; left out: OUT/checkpoint. The same command again goes on from it; a finished run is left as it is
+    save_minutes (float, default 5.0): Save a checkpoint when so long has passed
+    save_steps (int, default None): Save one every so many steps as well
+    fp16 (bool, default False): Train in half precision
+    bf16 (bool, default False): Train in bfloat16
+    cache (str, default 'auto'): Where decoded images are kept: 'device' (the GPU), 'disk' (a file that the next run reuses), 'ram', 'none', or 'auto': where they fit
+    workers (int, default 0): Processes that read files, with --cache none
+    device (str, default None): 'cpu', 'cuda', ...; left out: the GPU if there is one
+    seed (int, default 42): Of the split, the weights, the crops and the corruption
+    on_error (str, default 'raise'): 'raise' names unreadable images and ends; 'skip' goes on without them
+    settings (str, default None): settings.json of an earlier run, or its folder; options given here win
+    Returns (Learner): Trained
+    """
     o = SimpleNamespace(**locals())
     show_settings(vars(o))
     learn = run_pretrain(o)
@@ -444,7 +561,15 @@ def check_encoder(
     size=None,      # Pixels; None: the encoder's own
     in_chans=None,  # Channels; None: the encoder's own
 ) -> dict:          # Arguments of `timm.create_model`
-    "What an encoder is built with, or a `ValueError` before an image is read"
+    """What an encoder is built with, or a `ValueError` before an image is read
+
+    encoder: Folder, `local-dir:FOLDER`, `hf-hub:USER/NAME`, timm name, or None
+    arch (str, default None): timm name
+    model_args (dict, default None): More arguments of timm
+    size (default None): Pixels; None: the encoder's own
+    in_chans (default None): Channels; None: the encoder's own
+    Returns (dict): Arguments of `timm.create_model`
+    """
     name,args,_ = encoder_source(encoder, arch, model_args)
     args = {**args, **without_none(img_size=size, in_chans=in_chans)}
     with torch.device('meta'): model = timm_model(name, num_classes=2, **args)
@@ -456,14 +581,23 @@ def top_5(
     pred, # Scores (n, classes)
     targ, # Classes (n,)
 ):        # Share, 0-1
-    "Share of images whose class is among the five with the highest scores"
+    """Share of images whose class is among the five with the highest scores
+
+    pred: Scores (n, classes)
+    targ: Classes (n,)
+    Returns: Share, 0-1
+    """
     return top_k_accuracy(pred, targ, k=min(5, pred.shape[-1]))
 
 # %% ../nbs/95_cli.ipynb #683a973b
 def measure_splits(
     learn:Learner, # Fine-tuned
 ) -> dict:         # For each split: images, top_1, and top_5 where there are more classes
-    "Accuracy on the validation images and, where there is one, on the test split"
+    """Accuracy on the validation images and, where there is one, on the test split
+
+    learn (Learner): Fine-tuned
+    Returns (dict): For each split: images, top_1, and top_5 where there are more classes
+    """
     res,names = {},[m.name.replace('accuracy', 'top_1') for m in learn.metrics]
     for k,dl in dict(validation=learn.dls.valid, test=learn.dls.test).items():
         if dl is None or not len(dl): continue
@@ -475,7 +609,10 @@ def measure_splits(
 def say_accuracy(
     results:dict, # From `measure_splits`
 ):
-    "Print a line for each split"
+    """Print a line for each split
+
+    results (dict): From `measure_splits`
+    """
     for k,o in results.items():
         tops = ', '.join(f'{m.replace("_", "-")} {100*v:.1f} %' for m,v in o.items() if m != 'images')
         print(f'{k} ({o["images"]:,} images): {tops}')
@@ -485,7 +622,11 @@ def save_confusion(
     learn:Learner, # Fine-tuned
     file:Path,     # PNG to write
 ):
-    "The confusion matrix of the validation images, or of the test split where none are held out, by fastai"
+    """The confusion matrix of the validation images, or of the test split where none are held out, by fastai
+
+    learn (Learner): Fine-tuned
+    file (Path): PNG to write
+    """
     dl = first(o for o in (learn.dls.valid, learn.dls.test) if o is not None and len(o))
     if dl is None: return
     with learn.no_bar(): interp = ClassificationInterpretation.from_learner(learn, dl=plain_dl(dl))
@@ -501,7 +642,14 @@ def write_classifier(
     ck:Checkpoint, # Of the run
     note,          # Writes settings
 ) -> dict:         # From `measure_splits`
-    "Measure and write all of a fine-tuning run"
+    """Measure and write all of a fine-tuning run
+
+    learn (Learner): Fine-tuned
+    out (Path): Folder to write
+    ck (Checkpoint): Of the run
+    note: Writes settings
+    Returns (dict): From `measure_splits`
+    """
     learn.model.to(learn.dls.device)
     learn.export_classifier(out)
     ck.hand_over(out)
@@ -515,7 +663,11 @@ def write_classifier(
 def run_finetune(
     o, # Options of `gmml_finetune`, as a namespace
 ):     # `Learner`, and what `measure_splits` found
-    "Check everything, read the images, train, measure, write"
+    """Check everything, read the images, train, measure, write
+
+    o: Options of `gmml_finetune`, as a namespace
+    Returns: `Learner`, and what `measure_splits` found
+    """
     model_args = without_none(patch_size=parse_side(o.patch_size, 'patch_size'), embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
     check_numbers(o.valid_pct, o.workers, epochs=o.epochs, bs=o.bs, labels=o.labels, in_chans=o.in_chans, embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
     args = check_encoder(o.encoder, o.arch, model_args, parse_side(o.size, 'size'), o.in_chans)
@@ -570,7 +722,42 @@ def gmml_finetune(
     on_error:str='raise', # 'raise' names unreadable images and ends; 'skip' goes on without them
     settings:str=None, # settings.json of an earlier run, or its folder; options given here win
 ) -> Learner: # Trained
-    "Fine-tune an encoder on labelled images, measure it, and write a classifier that timm loads"
+    """Fine-tune an encoder on labelled images, measure it, and write a classifier that timm loads
+
+    data (str, default None): Folder of class folders (or of train/, valid/, test/), CSV file with a column of paths and one of labels, or the name of a dataset
+    encoder (str, default None): Folder that gmml_pretrain wrote, local-dir:FOLDER, hf-hub:USER/NAME, or a timm name; left out: random weights
+    root (str, default None): Folder of a dataset that is not where fastai keeps data
+    out (str, default 'gmml_classifier'): Folder to write: the classifier, settings.json, history.csv, confusion.png
+    labels (int, default None): Labelled training images to use, equally many of each class; left out: all
+    epochs (int, default 100): Passes over the labelled images
+    lr (float, default None): Peak learning rate of a batch of 512; it grows with the batch; left out: the recipe's
+    bs (int, default 64): Images of a batch, in each process
+    augment (str, default 'deit'): 'deit', 'deit-rand', 'light', 'crop' or 'none'
+    recipe (str, default 'deit'): The fine-tuning recipe
+    change (str, default None): Fields of the recipe to change: "mixup=0 drop_path=0"
+    freeze (int, default None): Blocks that do not train, counted from the image; -1: the whole encoder
+    layer_decay (float, default None): Factor of the learning rate from one block to the one below
+    size (str, default None): Pixels of a side, or height,width; left out: the encoder's
+    resize (str, default None): Pictures of another shape: 'crop', 'pad' or 'squish'; left out: as the encoder saw them
+    arch (str, default None): timm name; left out: the encoder's own, or vit_small_patch16_224
+    patch_size (str, default None): Pixels of a patch, or height,width; left out: the architecture's
+    in_chans (int, default None): 1 for grey images, 3 for colour; left out: the encoder's
+    embed_dim (int, default None): Width of a transformer with random weights
+    depth (int, default None): Blocks of a transformer with random weights
+    num_heads (int, default None): Attention heads of a transformer with random weights
+    valid_pct (float, default 0.2): Share of the training images held out where there is no valid/
+    checkpoint (str, default None): Folder of checkpoints; left out: OUT/checkpoint. The same command again goes on from it; a finished run is left as it is
+    save_minutes (float, default 5.0): Save a checkpoint when so long has passed
+    save_steps (int, default None): Save one every so many steps as well
+    fp16 (bool, default False): Train in half precision
+    bf16 (bool, default False): Train in bfloat16
+    workers (int, default 0): Processes that read and augment
+    device (str, default None): 'cpu', 'cuda', ...; left out: the GPU if there is one
+    seed (int, default 42): Of the split, the labels, the head and the augmentation
+    on_error (str, default 'raise'): 'raise' names unreadable images and ends; 'skip' goes on without them
+    settings (str, default None): settings.json of an earlier run, or its folder; options given here win
+    Returns (Learner): Trained
+    """
     o = SimpleNamespace(**locals())
     show_settings(vars(o))
     learn,results = run_finetune(o)
@@ -595,7 +782,12 @@ def demo_options(
     o,  # Options of `gmml_demo`, as a namespace
     ds, # `Labelled`
 ):      # The same with none left open
-    "Fill in what was not given, by the kind of the images"
+    """Fill in what was not given, by the kind of the images
+
+    o: Options of `gmml_demo`, as a namespace
+    ds: `Labelled`
+    Returns: The same with none left open
+    """
     kind = 'digits' if o.data == 'digits' else 'small' if o.data in ('mnist', 'fashion_mnist') else 'photos'
     n,c = len(ds.splits['train']),len(ds.vocab)
     d = dict(DEMO_DEFAULTS[kind])
@@ -611,7 +803,12 @@ def demo_source(
     data,      # Folder of class folders, or a dataset's name
     root=None, # Folder of a dataset
 ):             # `Labelled`
-    "Labelled images, or a `ValueError` that says what the demo needs"
+    """Labelled images, or a `ValueError` that says what the demo needs
+
+    data: Folder of class folders, or a dataset's name
+    root (default None): Folder of a dataset
+    Returns: `Labelled`
+    """
     source = source_of(data, root)
     try: return as_labelled(source)
     except ValueError as e:
@@ -623,7 +820,11 @@ def demo_source(
 def demo_experiment(
     o, # Options of `gmml_demo`, none left open
 ):     # `Experiment`
-    "What the demo compares, checked before an image is read"
+    """What the demo compares, checked before an image is read
+
+    o: Options of `gmml_demo`, none left open
+    Returns: `Experiment`
+    """
     check_numbers(**{k: getattr(o, k) for k in ('epochs', 'finetune_epochs', 'bs', 'finetune_bs', 'seeds', 'labels', 'images', 'embed_dim', 'depth', 'num_heads')})
     size,patch = parse_side(o.size, 'size'),parse_side(o.patch_size, 'patch_size')
     shape = dict(embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
@@ -640,7 +841,10 @@ def demo_experiment(
 
 # %% ../nbs/95_cli.ipynb #00eea311
 class KeepPictures(Callback):
-    "After a pretraining, keep its losses and reconstructions for the report"
+    """After a pretraining, keep its losses and reconstructions for the report
+
+    folder: Folder that holds one for each pretraining
+    """
     order = Recorder.order + 10
     def __init__(self,
         folder, # Folder that holds one for each pretraining
@@ -657,7 +861,11 @@ class KeepPictures(Callback):
 def html_image(
     fig, # matplotlib figure, or a PNG file
 ):       # HTML
-    "A picture inside the page"
+    """A picture inside the page
+
+    fig: matplotlib figure, or a PNG file
+    Returns: HTML
+    """
     if isinstance(fig, Path): data = fig.read_bytes()
     else:
         f = io.BytesIO()
@@ -669,7 +877,11 @@ def html_image(
 def plot_losses(
     work:Path, # Folder that `KeepPictures` filled
 ):             # matplotlib figure, or None
-    "The reconstruction loss of each pretraining"
+    """The reconstruction loss of each pretraining
+
+    work (Path): Folder that `KeepPictures` filled
+    Returns: matplotlib figure, or None
+    """
     files = sorted(work.glob('*/history.csv'))
     if not files: return None
     fig,ax = plt.subplots(figsize=(6, 2.4))
@@ -694,7 +906,15 @@ def demo_page(
     work:Path,   # Folder that `KeepPictures` filled
     answer:str,  # The verdict
 ) -> str:        # A page of HTML with its pictures inside
-    "The report of the demo"
+    """The report of the demo
+
+    o: Options of `gmml_demo`, none left open
+    what: `Experiment`
+    df: Table of a sweep
+    work (Path): Folder that `KeepPictures` filled
+    answer (str): The verdict
+    Returns (str): A page of HTML with its pictures inside
+    """
     restored,losses = work/f'gmml_{o.seed}'/'reconstructions.png',plot_losses(work)
     split = dict(test='test images, which no choice was made by', valid='validation images')[o.held_out]
     parts = [f'<h1>{html.escape(answer)}</h1>',
@@ -712,7 +932,11 @@ def demo_page(
 def run_demo(
     o, # Options of `gmml_demo`, as a namespace
 ):     # Table of a sweep
-    "Check everything, run what is missing, report"
+    """Check everything, run what is missing, report
+
+    o: Options of `gmml_demo`, as a namespace
+    Returns: Table of a sweep
+    """
     if num_distrib() > 1: raise ValueError('gmml_demo runs in one process: start it without accelerate or torchrun')
     starts = o.starts.split(',') if isinstance(o.starts, str) else list(o.starts)
     for s in starts: known(s, METHOD_NAMES, 'start')
@@ -763,14 +987,47 @@ def gmml_demo(
     results:str=None, # JSON-lines file; runs that are in it are not run again; left out: OUT/results.jsonl
     settings:str=None, # settings.json of an earlier run, or its folder; options given here win
 ): # Table of a sweep
-    "Is pretraining worth it? The same fine-tuning on few labels from GMML and from random weights, over several seeds"
+    """Is pretraining worth it? The same fine-tuning on few labels from GMML and from random weights, over several seeds
+
+    data (str, default 'digits'): A folder that holds a folder of images for each class, or the name of a dataset
+    root (str, default None): Folder of a dataset that is not where fastai keeps data
+    out (str, default 'gmml_demo_out'): Folder to write: report.html, results.jsonl, settings.json
+    starts (str, default 'random,gmml'): What to compare: random, random_long, autoencoder, simmim, mae, gmml
+    seed (int, default 0): First seed
+    seeds (int, default 3): How many seeds
+    labels (int, default None): Labelled images to fine-tune on; left out: 10 of each class
+    images (int, default None): Unlabelled images to pretrain on; left out: all, at most 2,000 (digits: all)
+    epochs (int, default None): Of pretraining
+    finetune_epochs (int, default None): Of fine-tuning
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a vision transformer
+    size (str, default None): Pixels of a side; left out: 8 for digits, 28 for the MNISTs, 64 for photographs
+    patch_size (str, default None): Pixels of a patch; left out: 2, 4, 8
+    embed_dim (int, default None): Width of the transformer
+    depth (int, default None): Blocks of the transformer
+    num_heads (int, default None): Attention heads
+    bs (int, default None): Images of a pretraining step
+    finetune_bs (int, default None): Images of a fine-tuning step
+    lr (float, default None): Peak learning rate of pretraining, for a batch of 256
+    finetune_lr (float, default None): Peak learning rate of fine-tuning, for a batch of 512
+    augment (str, default None): Of the labelled images: 'deit', 'deit-rand', 'light', 'crop' or 'none'
+    change (str, default None): Fields of the pretraining recipe: "flip=0 crop=.5,1"
+    finetune_change (str, default None): Fields of the fine-tuning recipe: "mixup=0 cutmix=0"
+    held_out (str, default 'test'): What accuracy is measured on: 'test', or 'valid', to choose settings by
+    results (str, default None): JSON-lines file; runs that are in it are not run again; left out: OUT/results.jsonl
+    settings (str, default None): settings.json of an earlier run, or its folder; options given here win
+    Returns: Table of a sweep
+    """
     return run_demo(SimpleNamespace(**locals()))
 
 # %% ../nbs/95_cli.ipynb #3f271210
 def run_sweep(
     o, # Options of `gmml_sweep`, as a namespace
 ):     # Table of the sweep
-    "Say what it costs, run what is missing, report"
+    """Say what it costs, run what is missing, report
+
+    o: Options of `gmml_sweep`, as a namespace
+    Returns: Table of the sweep
+    """
     if o.sweep is None: raise ValueError(f'SWEEP is missing: give one of {", ".join([*SWEEPS, "equal_seconds"])}')
     check_numbers(seeds=o.seeds, jobs=o.jobs)
     if o.jobs > 1 and num_distrib() > 1: raise ValueError(f'jobs={o.jobs} runs several trainings side by side and a launcher one on several processes: choose one')
@@ -806,7 +1063,21 @@ def gmml_sweep(
     results:str=None, # JSON-lines file; runs that are in it are not run again; left out: results/BASE.jsonl
     dry_run:bool=False, # Say what it would cost, and run nothing
 ): # Table of the sweep
-    "One of the paper's comparisons, at any scale: killed, it goes on where it was"
+    """One of the paper's comparisons, at any scale: killed, it goes on where it was
+
+    sweep (str, default None): methods, timm, corruption, amount, fusion, length, groups, loss, labels, finetuning, settings, augmentation, choices, equal_seconds
+    base (str, default 'digits'): What every run has in common: digits, fashion_mnist, flowers, pets, cub, aircraft, cars, imagenet_5pct...
+    data (str, default None): A folder of class folders, or another dataset's name, in place of the base's data
+    root (str, default None): Folder of a dataset that is not where fastai keeps data
+    seed (int, default 0): First seed
+    seeds (int, default 3): How many seeds
+    jobs (int, default 1): Runs side by side, each with its share of the cores
+    change (str, default None): Fields of the experiment or its recipe to change: "epochs=50 labels=500 max_side=.5"
+    out (str, default 'runs'): Folder for encoders, checkpoints and the figure
+    results (str, default None): JSON-lines file; runs that are in it are not run again; left out: results/BASE.jsonl
+    dry_run (bool, default False): Say what it would cost, and run nothing
+    Returns: Table of the sweep
+    """
     return run_sweep(SimpleNamespace(**locals()))
 
 # %% ../nbs/95_cli.ipynb #38978e4e
@@ -816,7 +1087,13 @@ def gmml_bench(
     quick:bool=False, # Only see whether everything runs, in a minute; nothing is kept
     results:str='results/benchmark.jsonl', # JSON-lines file that the measurements are added to
 ): # Table of measurements beside their targets
-    "Speed and memory against the limit and against the usual way, on a machine that does nothing else"
+    """Speed and memory against the limit and against the usual way, on a machine that does nothing else
+
+    parts (str, default None): corruption, step, memory, input, start, set, processes: one of them, or several with commas between; left out: all
+    quick (bool, default False): Only see whether everything runs, in a minute; nothing is kept
+    results (str, default 'results/benchmark.jsonl'): JSON-lines file that the measurements are added to
+    Returns: Table of measurements beside their targets
+    """
     if num_distrib() > 1: raise ValueError('gmml_bench starts processes of its own: start it without accelerate or torchrun')
     df = benchmark(BENCHMARKS if parts is None else parts.replace(',', ' ').split(), quick, None if quick else results)
     print(f"{len(df)} measurements, {(df.holds == 'NO').sum()} short of their target" + ('' if quick else f', added to {results}'))

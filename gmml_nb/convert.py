@@ -29,7 +29,11 @@ from .pretrain import Recipe
 def read_checkpoint(
     file,   # `.safetensors`, or what `torch.save` has written
 ) -> dict:  # Tensors by name, possibly in dicts
-    "Read a checkpoint of tensors and plain values; a `ValueError` names what else is in it"
+    """Read a checkpoint of tensors and plain values; a `ValueError` names what else is in it
+
+    file: `.safetensors`, or what `torch.save` has written
+    Returns (dict): Tensors by name, possibly in dicts
+    """
     file = Path(file)
     if not file.is_file(): raise ValueError(f'there is no file {file}')
     try:
@@ -48,7 +52,12 @@ def find_encoders(
     o:dict,       # Checkpoint, possibly of nested dicts
     path:tuple=(), # Names of the dicts on the way here
 ) -> list:        # Pairs: path of a dict, prefix in it
-    "Places in a checkpoint where the blocks of a vision transformer are"
+    """Places in a checkpoint where the blocks of a vision transformer are
+
+    o (dict): Checkpoint, possibly of nested dicts
+    path (tuple, default ()): Names of the dicts on the way here
+    Returns (list): Pairs: path of a dict, prefix in it
+    """
     found = {m[1] for k,v in o.items() if isinstance(v, torch.Tensor) and (m := re.match(r'((?:\w+\.)*)blocks\.\d+\.', str(k)))}
     here = [(path, p) for p in sorted(found) if 'decoder' not in p]
     return here + [e for k,v in o.items() if isinstance(v, dict) and 'optim' not in str(k) for e in find_encoders(v, (*path, str(k)))]
@@ -58,7 +67,12 @@ def choose_encoder(
     found:list,     # Of `find_encoders`
     which:str=None, # Part of the name of the one that is wanted
 ) -> tuple:         # Path of its dict, its prefix
-    "One encoder of several: the one that is asked for, or the only one, or the teacher"
+    """One encoder of several: the one that is asked for, or the only one, or the teacher
+
+    found (list): Of `find_encoders`
+    which (str, default None): Part of the name of the one that is wanted
+    Returns (tuple): Path of its dict, its prefix
+    """
     name = lambda e: '/'.join([*e[0], e[1]])
     if not found: raise ValueError('no vision transformer in this checkpoint: no tensor is called blocks.0, whatever comes before')
     for part in [which] if which else ['', 'teacher']:
@@ -75,7 +89,13 @@ def guess_arch(
     patch:int, # Pixels
     args=(),   # Settings of the run that made the checkpoint, a dict or a namespace
 ) -> str:      # timm name
-    "A timm architecture with the right number of heads, or a `ValueError`"
+    """A timm architecture with the right number of heads, or a `ValueError`
+
+    width (int): Of the tokens
+    patch (int): Pixels
+    args (default ()): Settings of the run that made the checkpoint, a dict or a namespace
+    Returns (str): timm name
+    """
     args = vars(args) if isinstance(args, argparse.Namespace) else dict(args)
     for name in (args.get('model'), args.get('arch'), VIT_WIDTHS.get(width)):
         for o in (name, f'{name}_patch{patch}_224', f'{name}_patch16_224', f'{name}_patch14_224'):
@@ -88,7 +108,12 @@ def nearest_key(
     name:str, # That is not there
     names,    # That are
 ) -> str:     # To end a sentence with; empty where nothing is near
-    "The nearest of several names, for an error"
+    """The nearest of several names, for an error
+
+    name (str): That is not there
+    names: That are
+    Returns (str): To end a sentence with; empty where nothing is near
+    """
     near = get_close_matches(name, list(names), 1, .6)
     return f' (the nearest name is {near[0]!r})' if near else ''
 
@@ -97,7 +122,12 @@ def read_shapes(
     group:dict,    # Tensors by name
     prefix:str='', # Before the names of the encoder
 ) -> dict:         # Arguments of `timm.create_model`
-    "What the shapes in a state dict say of a vision transformer"
+    """What the shapes in a state dict say of a vision transformer
+
+    group (dict): Tensors by name
+    prefix (str, default ''): Before the names of the encoder
+    Returns (dict): Arguments of `timm.create_model`
+    """
     state = {k.removeprefix(prefix): v for k,v in group.items() if k.startswith(prefix)}
     one = lambda end: next((v.shape for k,v in state.items() if re.fullmatch(end, k)), None)
     for k in ('patch_embed.proj.weight', 'pos_embed'):
@@ -128,7 +158,13 @@ def why_not(
     value,    # Of an entry
     drop=(),  # Regular expressions: names to leave out
 ) -> tuple:   # What becomes of it, and why; ('unknown', '') for a tensor that has no place
-    "Why an entry of a checkpoint is not loaded"
+    """Why an entry of a checkpoint is not loaded
+
+    name (str): Of an entry
+    value: Of an entry
+    drop (default ()): Regular expressions: names to leave out
+    Returns (tuple): What becomes of it, and why; ('unknown', '') for a tensor that has no place
+    """
     if any(re.search(o, name) for o in drop): return 'dropped', 'left out as asked'
     for fate,pattern,why in LEFT_OUT:
         if re.search(pattern, name): return fate,why
@@ -142,7 +178,13 @@ def flat_entries(
     paths,        # Of the dicts that encoders are in
     path:tuple=(), # Of `o`
 ):                # Generator of (path, name, value)
-    "Every entry of a checkpoint; dicts are opened only on the way to an encoder"
+    """Every entry of a checkpoint; dicts are opened only on the way to an encoder
+
+    o (dict): Checkpoint, possibly of nested dicts
+    paths: Of the dicts that encoders are in
+    path (tuple, default ()): Of `o`
+    Returns: Generator of (path, name, value)
+    """
     for k,v in o.items():
         at = (*path, str(k))
         if isinstance(v, dict) and any(p[:len(at)] == at for p in paths): yield from flat_entries(v, paths, at)
@@ -156,7 +198,15 @@ def list_entries(
     own:dict,    # Tensors of the model
     drop=(),     # Regular expressions: names to leave out
 ) -> list:       # Rows: entry, shape, what becomes of it, why or as what
-    "What becomes of each entry of a checkpoint"
+    """What becomes of each entry of a checkpoint
+
+    ckpt (dict): Checkpoint
+    chosen (tuple): Path and prefix of the encoder
+    found (list): Those of all encoders
+    own (dict): Tensors of the model
+    drop (default ()): Regular expressions: names to leave out
+    Returns (list): Rows: entry, shape, what becomes of it, why or as what
+    """
     rows,(path,prefix) = [],chosen
     for at,k,v in flat_entries(ckpt, [p for p,_ in found]):
         name,shape,here = k.removeprefix(prefix),tuple(getattr(v, 'shape', ())),at == path
@@ -177,7 +227,14 @@ def check_fit(
     own:dict,    # Tensors of the model
     arch:str,    # Its name
 ):
-    "Raise a `ValueError` unless every tensor of the model is loaded and none is left over"
+    """Raise a `ValueError` unless every tensor of the model is loaded and none is left over
+
+    rows (list): From `list_entries`
+    group (dict): Tensors of the dict that the encoder is in
+    prefix (str): Before the encoder's names
+    own (dict): Tensors of the model
+    arch (str): Its name
+    """
     loaded = {why for *_,fate,why in rows if fate == 'loaded'}
     spare = [k for k in group if k.removeprefix(prefix) not in loaded or not k.startswith(prefix)]
     missing = [k for k in own if k not in loaded]
@@ -192,7 +249,11 @@ def check_fit(
 def open_source(
     source, # File or folder
 ) -> tuple: # Checkpoint, and what is known of it: `arch`, `model_args`, `stats`, `gmml`
-    "Read a checkpoint, and what lies beside it in a folder of ours"
+    """Read a checkpoint, and what lies beside it in a folder of ours
+
+    source: File or folder
+    Returns (tuple): Checkpoint, and what is known of it: `arch`, `model_args`, `stats`, `gmml`
+    """
     folder = Path(source).expanduser()
     if not folder.is_dir(): return read_checkpoint(folder), {}
     if (folder/'model.safetensors').exists() and 'architecture' in (cfg := json.loads((folder/'config.json').read_text())):
@@ -213,7 +274,12 @@ def empty_vit(
     arch:str,  # timm name
     args:dict, # Of `timm.create_model`
 ) -> nn.Module: # timm `VisionTransformer` with random weights
-    "The model that a checkpoint is for, or a `ValueError`"
+    """The model that a checkpoint is for, or a `ValueError`
+
+    arch (str): timm name
+    args (dict): Of `timm.create_model`
+    Returns (nn.Module): timm `VisionTransformer` with random weights
+    """
     args = {k: v for k,v in args.items() if not k.startswith(('num_classes', 'pretrained', 'checkpoint', 'drop_path'))}
     try: model = timm.create_model(resolve_arch(arch)[0], num_classes=0, **args)
     except (AssertionError, TypeError, RuntimeError) as e:
@@ -226,7 +292,12 @@ def assume_stats(
     stats,        # Mean and standard deviation of each channel, or None
     in_chans:int, # Channels
 ) -> tuple:       # Mean and standard deviation, and where they are from
-    "Statistics of the images, ImageNet's where nobody knows"
+    """Statistics of the images, ImageNet's where nobody knows
+
+    stats: Mean and standard deviation of each channel, or None
+    in_chans (int): Channels
+    Returns (tuple): Mean and standard deviation, and where they are from
+    """
     if stats is not None: return stats, 'as given'
     if in_chans != 3: raise ValueError(f'images of {in_chans} channels, and nothing says how they were normalised: give stats=(mean, std)')
     return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), "assumed: ImageNet's mean and standard deviation"
@@ -237,7 +308,13 @@ def conversion_report(
     arch:str,        # Its name
     assumed:str,     # Where the statistics are from
 ) -> pd.DataFrame:
-    "A table of what became of each entry, and a printed summary"
+    """A table of what became of each entry, and a printed summary
+
+    rows (list): From `list_entries`
+    model (nn.Module): timm `VisionTransformer`
+    arch (str): Its name
+    assumed (str): Where the statistics are from
+    """
     o = pd.DataFrame(rows, columns=['entry', 'shape', 'fate', 'note'])
     heads,(ph,pw),(h,w) = model.blocks[0].attn.num_heads,model.patch_embed.patch_size,model.patch_embed.img_size
     print(', '.join(f'{n} {k}' for k,n in o.fate.value_counts().items()) + f' of {len(o)} entries\n{arch}: {len(model.blocks)} blocks of width '
@@ -254,7 +331,17 @@ def convert_checkpoint(
     model_args:dict=None, # Arguments of `timm.create_model` that no shape shows, such as `num_heads`
     drop=(),        # Regular expressions: tensors to leave out
 ) -> pd.DataFrame:  # A row for each entry of the checkpoint: its shape, what became of it, and as what or why
-    "Make a timm folder of somebody's checkpoint, or a `ValueError` that says what did not fit"
+    """Make a timm folder of somebody's checkpoint, or a `ValueError` that says what did not fit
+
+    source: File or folder with weights
+    folder: To write, as `export_encoder` does
+    arch (str, default None): timm name; None: what the checkpoint says, or its width
+    which (str, default None): Part of the name of the encoder, where there are several; None: the only one, or the teacher
+    stats (default None): Mean and standard deviation of the images it was trained on, 0-1; None: what is known, or ImageNet's
+    model_args (dict, default None): Arguments of `timm.create_model` that no shape shows, such as `num_heads`
+    drop (default ()): Regular expressions: tensors to leave out
+    Returns (pd.DataFrame): A row for each entry of the checkpoint: its shape, what became of it, and as what or why
+    """
     ckpt,facts = open_source(source)
     found = find_encoders(ckpt)
     path,prefix = chosen = choose_encoder(found, which)

@@ -19,7 +19,14 @@ def known(
     what:str,  # What they are called in the message
     also=None, # Words of others: {word: one of `names`, or a sentence that says what to do}
 ) -> str:      # `name`
-    "`name`, or a `ValueError` with the nearest of `names`"
+    """`name`, or a `ValueError` with the nearest of `names`
+
+    name (str): What was asked for
+    names: What there is
+    what (str): What they are called in the message
+    also (default None): Words of others: {word: one of `names`, or a sentence that says what to do}
+    Returns (str): `name`
+    """
     names = list(names)
     if name in names: return name
     word = (also or {}).get(name) if isinstance(name, str) else None
@@ -33,7 +40,13 @@ def override(
     also=None,   # Words of others, as in `known`
     **overrides, # Fields to change
 ):               # A changed copy
-    "`recipe` with some fields changed; a field that it does not have is a `ValueError`"
+    """`recipe` with some fields changed; a field that it does not have is a `ValueError`
+
+    recipe: A frozen dataclass
+    also (default None): Words of others, as in `known`
+    **overrides: Fields to change
+    Returns: A changed copy
+    """
     for k in overrides: known(k, asdict(recipe), f'field of {type(recipe).__name__}', also)
     return replace(recipe, **overrides)
 

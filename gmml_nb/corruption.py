@@ -32,7 +32,13 @@ def even_span(
     cells:int, # cells along this side of the image
     max_side:float, # longest span, as a fraction of the side
 ) -> tuple: # first cell and one past the last, each `(...)`
-    "Spans of 1..`max_side` of the side, such that each cell is equally likely to be inside"
+    """Spans of 1..`max_side` of the side, such that each cell is equally likely to be inside
+
+    u (Tensor): uniform numbers in [0, 1), `(..., 2)`: one for the length, one for the place
+    cells (int): cells along this side of the image
+    max_side (float): longest span, as a fraction of the side
+    Returns (tuple): first cell and one past the last, each `(...)`
+    """
     length = 1 + (u[...,0] * max(1, round(max_side*cells))).floor()
     start = (u[...,1] * (cells+length-1)).floor() - (length-1)
     return start.clamp(min=0), (start+length).clamp(max=cells)
@@ -44,7 +50,14 @@ def authors_span(
     max_side:float, # longest span, as a fraction of the side
     align:int=1, # pixels in a cell: the patch size for tokens, 1 for pixels
 ) -> tuple: # first cell and one past the last, each `(...)`
-    "Spans with the statistics of the authors' code: they start inside the image and are cut at its end"
+    """Spans with the statistics of the authors' code: they start inside the image and are cut at its end
+
+    u (Tensor): uniform numbers in [0, 1), `(..., 2)`
+    cells (int): cells along this side of the image
+    max_side (float): longest span, as a fraction of the side
+    align (int, default 1): pixels in a cell: the patch size for tokens, 1 for pixels
+    Returns (tuple): first cell and one past the last, each `(...)`
+    """
     px = cells*align
     start = ((u[...,1]*(px-align)).floor() / align).floor()
     length = align + (u[...,0] * max(1, int(max_side*px+1e-6)-align)).floor()
@@ -57,7 +70,13 @@ def first_cover(
     cols:tuple, # first and one past the last column, each `(bs, n)`
     cells:tuple, # down and across, `(h, w)`
 ) -> Tensor: # int32 `(bs, h, w)`; n where no rectangle is
-    "For each cell the number of the first rectangle that covers it: 31 rectangles at a time, a bit each"
+    """For each cell the number of the first rectangle that covers it: 31 rectangles at a time, a bit each
+
+    rows (tuple): first and one past the last row of each rectangle, each `(bs, n)`, n a multiple of 31
+    cols (tuple): first and one past the last column, each `(bs, n)`
+    cells (tuple): down and across, `(h, w)`
+    Returns (Tensor): int32 `(bs, h, w)`; n where no rectangle is
+    """
     bit = 2**torch.arange(31, device=rows[0].device, dtype=torch.int32)[:,None]
     def bits(lo, hi, cells): # (bs, n), (bs, n) -> (bs, n/31, cells)
         i = torch.arange(cells, device=lo.device, dtype=lo.dtype)
@@ -79,7 +98,13 @@ def until_target(
     n_groups:int, # how many groups there can be
     target:Tensor, # `(bs,)`: how many cells to cover
 ) -> Tensor: # bool `(bs, h, w)`, True = corrupted
-    "Take groups in their order, each whole, until `target` cells are covered"
+    """Take groups in their order, each whole, until `target` cells are covered
+
+    order (Tensor): int `(bs, h, w)`: number of the group each cell belongs to, 0..`n_groups`-1
+    n_groups (int): how many groups there can be
+    target (Tensor): `(bs,)`: how many cells to cover
+    Returns (Tensor): bool `(bs, h, w)`, True = corrupted
+    """
     cells = order.flatten(1).long() + 1 # group g is counted in place g+1
     sizes = cells.new_zeros(len(cells), n_groups+1).scatter_add(1, cells, torch.ones_like(cells))
     needed = (sizes.cumsum(1) < target[:,None]).sum(1, dtype=order.dtype) # groups taken, (bs,)
@@ -114,7 +139,17 @@ def draw_groups(
     device=None, # where the numbers go
     token:tuple=(1,1), # cells in a token, down and across: (1, 1) when the cells are the tokens
 ) -> dict: # `ratio` (bs,), `box` (bs, n, 4), `rank` (bs, gh*gw): uniform in [0, 1)
-    "All random numbers that groups need, batch first"
+    """All random numbers that groups need, batch first
+
+    bs (int): images
+    grid (tuple): tokens down and across, `(gh, gw)`
+    ratio (float | tuple): corrupted fraction, or `(low, high)`: uniform per image
+    max_side (float, default 0.3): longest side of a group, as a fraction of the grid's; 0: single tokens
+    generator (torch.Generator, default None): None: torch's global generator
+    device (default None): where the numbers go
+    token (tuple, default (1, 1)): cells in a token, down and across: (1, 1) when the cells are the tokens
+    Returns (dict): `ratio` (bs,), `box` (bs, n, 4), `rank` (bs, gh*gw): uniform in [0, 1)
+    """
     lo,hi = _limits(ratio)
     if not 0 <= max_side <= 1: raise ValueError(f'max_side is {max_side!r}: give a fraction of the side, 0 to 1')
     if min(grid) < 1: raise ValueError(f'grid is {grid!r}: at least one token each way')
@@ -131,7 +166,16 @@ def groups_to_mask(
     token:tuple=(1,1), # as drawn
     span=even_span, # `span(u, cells, max_side)` along each side; a pair for two different sides
 ) -> Tensor: # bool `(bs, h, w)` cells, True = corrupted
-    "Rectangles in the order drawn, then single tokens in random order, until the target is reached"
+    """Rectangles in the order drawn, then single tokens in random order, until the target is reached
+
+    draws (dict): from `draw_groups`
+    grid (tuple): tokens down and across, `(gh, gw)`
+    ratio (float | tuple): as drawn
+    max_side (float, default 0.3): as drawn
+    token (tuple, default (1, 1)): as drawn
+    span (default even_span): `span(u, cells, max_side)` along each side; a pair for two different sides
+    Returns (Tensor): bool `(bs, h, w)` cells, True = corrupted
+    """
     lo,hi = _limits(ratio)
     h,w = (g*t for g,t in zip(grid, token))
     down,across = span if isinstance(span, tuple) else (span,span)
@@ -152,7 +196,16 @@ def group_mask(
     generator:torch.Generator=None, # None: torch's global generator
     device=None, # of the mask; by default the generator's, or torch's
 ) -> Tensor: # bool `(bs, gh, gw)`, True = corrupted
-    "Groups of connected tokens that cover at least `ratio` of the grid, and stop there (section 2.1)"
+    """Groups of connected tokens that cover at least `ratio` of the grid, and stop there (section 2.1)
+
+    bs (int): images
+    grid (int | tuple): tokens down and across, `(gh, gw)`; one number for a square
+    ratio (float | tuple): corrupted fraction, 0..1, or `(low, high)`: uniform per image
+    max_side (float, default 0.3): longest side of a group, as a fraction of the grid's; 0: single tokens
+    generator (torch.Generator, default None): None: torch's global generator
+    device (default None): of the mask; by default the generator's, or torch's
+    Returns (Tensor): bool `(bs, gh, gw)`, True = corrupted
+    """
     grid = (grid,grid) if isinstance(grid, int) else tuple(grid)
     draws = draw_groups(bs, grid, ratio, max_side, generator, device)
     return groups_to_mask(draws, grid, ratio, max_side)
@@ -162,7 +215,12 @@ def token_grid(
     shape, # of the images, `(bs, C, H, W)`
     patch_size:int|tuple, # pixels, one number or `(ph, pw)`
 ) -> tuple: # `(gh, gw)`, `(ph, pw)`
-    "How many tokens images of this shape have, down and across"
+    """How many tokens images of this shape have, down and across
+
+    shape: of the images, `(bs, C, H, W)`
+    patch_size (int | tuple): pixels, one number or `(ph, pw)`
+    Returns (tuple): `(gh, gw)`, `(ph, pw)`
+    """
     ph,pw = (patch_size,patch_size) if isinstance(patch_size, int) else patch_size
     if len(shape) != 4: raise ValueError(f'images of shape {tuple(shape)}: need a batch, (bs, C, H, W)')
     if min(ph, pw) < 1: raise ValueError(f'patch_size is {patch_size!r}: at least one pixel')
@@ -280,7 +338,10 @@ class NoCorruption(Alien):
 
 # %% ../nbs/10_corruption.ipynb #5a99ceaa
 class Combine(Alien):
-    "One of several alien concepts for each image (section 2.2, iv)"
+    """One of several alien concepts for each image (section 2.2, iv)
+
+    p (list, default None): probability of each, summing to 1; None: equal
+    """
     def __init__(self,
         *aliens, # what to choose from
         p:list=None, # probability of each, summing to 1; None: equal
@@ -345,7 +406,13 @@ def comb1(
     allow_self:bool=False, # may an image be its own donor?
     **kwargs, # `max_side`, `unit`, `placement` of both
 ) -> Combine:
-    "Noise or replace, an even chance each (section 3.2)"
+    """Noise or replace, an even chance each (section 3.2)
+
+    noise (default (0.5, 0.7)): fraction for noise
+    replace (default 0.3): fraction for replace
+    allow_self (bool, default False): may an image be its own donor?
+    **kwargs: `max_side`, `unit`, `placement` of both
+    """
     return Combine(Noise(noise, **kwargs), Replace(replace, allow_self=allow_self, **kwargs))
 
 def comb2(
@@ -355,5 +422,12 @@ def comb2(
     allow_self:bool=False, # may an image be its own donor?
     **kwargs, # `max_side`, `unit`, `placement` of all three
 ) -> Combine:
-    "Zeros, noise or replace, a third each (section 3.2)"
+    """Zeros, noise or replace, a third each (section 3.2)
+
+    zeros (default (0.5, 0.7)): fraction for zeros
+    noise (default (0.5, 0.7)): fraction for noise
+    replace (default 0.3): fraction for replace
+    allow_self (bool, default False): may an image be its own donor?
+    **kwargs: `max_side`, `unit`, `placement` of all three
+    """
     return Combine(Zeros(zeros, **kwargs), Noise(noise, **kwargs), Replace(replace, allow_self=allow_self, **kwargs))

@@ -471,7 +471,26 @@ def pretrain_dls(
     depth: dict | None = None, # what is black and white in deep files, {'16-bit': [0, 4095]}; None: measured
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one
 ) -> ImageLoaders: # `.train`, `.valid`; `.stats`, `.size`, `.in_chans`, `.depth`, `.resize`, `.crop_pct`
-    "Loaders of clean, whole images in 1-tuples, neither augmented nor normalised"
+    """Loaders of clean, whole images in 1-tuples, neither augmented nor normalised
+
+    source: folder, files, table, array, a dataset or its name, pairs with labels: see `04_datasets`
+    size (int | tuple[int, int], default 224): px: side, or (height, width)
+    bs (int, default 64): images in a batch, in each process
+    valid_pct (float, default 0.1): share of the images held out, [0,1); 0 in the paper
+    cache (str | None, default 'auto'): where decoded files are: 'device', 'disk', 'ram', None: nowhere, 'auto': what fits
+    seed (int, default 42): of the split and of the order
+    in_chans (int | None, default None): channels; None: those of the array, 3 for files
+    stats (tuple | None, default None): (mean, std) in [0,1] units; None: measured on the training images
+    on_error (str, default 'raise'): unreadable files: 'raise' names them all, 'skip' warns and goes on
+    idxs (default None): indices into the source's training images: only these are used
+    num_workers (int, default 0): processes that read files where `cache` is None
+    device (default None): of the batches; None: the GPU if there is one
+    store (int | tuple[int, int] | None, default None): px: side, or (h, w), that files are squeezed to; None: what fits
+    resize (str | None, default None): held-out images that have not the shape of `size`: 'crop' (None), 'pad' or 'squish'
+    depth (dict | None, default None): what is black and white in deep files, {'16-bit': [0, 4095]}; None: measured
+    path (default None): folder that relative paths begin in; None: a table file's own, else the current one
+    Returns (ImageLoaders): `.train`, `.valid`; `.stats`, `.size`, `.in_chans`, `.depth`, `.resize`, `.crop_pct`
+    """
     given, size = _given(stats=stats, depth=depth, resize=resize), _size(size)
     bs, device = _count('bs', bs, 1), _device(device)
     check_settings(valid_pct, seed, num_workers, on_error, resize, depth), check_cache(cache)
@@ -686,7 +705,28 @@ def finetune_dls(
     depth: dict | None = None, # what is black and white in deep files, {'16-bit': [0, 4095]}; None: measured
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one
 ) -> ImageLoaders: # `.train`, `.valid`, `.test` (or None); `.vocab`, `.stats`, `.depth`, `.resize`, `.crop_pct`
-    "Loaders of normalised images and classes; only the training images are augmented"
+    """Loaders of normalised images and classes; only the training images are augmented
+
+    source: folder of class folders (or of train/, valid/, test/), table, dataset or its name, (images, labels)
+    size (int | tuple[int, int], default 224): px: side, or (height, width)
+    bs (int, default 64): images in a batch, in each process
+    recipe (default 'deit'): augmentation: 'deit', 'deit-rand', 'light', 'crop', None, or a function of a Pillow image
+    labels (int | None, default None): labelled training images to keep, equally many of each class; None: all
+    seed (int, default 42): of the splits, the order and the augmentation
+    valid_pct (float, default 0.2): share of the training images held out where there is no official valid/, [0,1)
+    in_chans (int | None, default None): channels; None: those of the array, 3 for files
+    stats (tuple | None, default None): (mean, std) in [0,1] units; None: measured on the training images
+    cache (str | None, default 'auto'): 'ram': keep decoded files; None: read anew in every epoch; 'auto': keep if they fit
+    on_error (str, default 'raise'): unreadable files: 'raise' names them all, 'skip' warns and goes on
+    idxs (default None): indices into the source's training images: only these are used
+    num_workers (int, default 0): processes that read and augment
+    device (default None): of the batches; None: the GPU if there is one
+    resize (str | None, default None): held-out images that have not the shape of `size`: 'crop' (None), 'pad' or 'squish'
+    crop_pct (float | None, default None): share of the side that held-out images show; None: 224/256 if `recipe` crops, or 1
+    depth (dict | None, default None): what is black and white in deep files, {'16-bit': [0, 4095]}; None: measured
+    path (default None): folder that relative paths begin in; None: a table file's own, else the current one
+    Returns (ImageLoaders): `.train`, `.valid`, `.test` (or None); `.vocab`, `.stats`, `.depth`, `.resize`, `.crop_pct`
+    """
     given = _given(stats=stats, depth=depth, resize=resize, crop_pct=crop_pct)
     size, bs, device = _size(size), _count('bs', bs, 1), _device(device)
     check_settings(valid_pct, seed, num_workers, on_error, resize, depth)
@@ -770,7 +810,14 @@ def test_dl(self: ImageLoaders,
     with_labels=False, # True: batches with classes, by the source, or by the folders that files lie in
     **kwargs, # of the loader: bs, num_workers
 ) -> ImageDL: # in the order of the items
-    "A loader of other images, prepared as the held-out images are"
+    """A loader of other images, prepared as the held-out images are
+
+    test_items: path, folder, Pillow image, array, tensor, table, or a list of such
+    rm_type_tfms (default None): fastai's, not used
+    with_labels (default False): True: batches with classes, by the source, or by the folders that files lie in
+    **kwargs: of the loader: bs, num_workers
+    Returns (ImageDL): in the order of the items rows of our own are known by their place
+    """
     sets = [o.dataset for o in self.loaders]
     items, names, *_, folders = read_source(one_or_many(test_items, sets[0].in_chans), whole=True)
     if not with_labels: return self.valid.new(sets[-1].like(items), **kwargs)

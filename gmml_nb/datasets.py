@@ -41,7 +41,14 @@ def class_order(
 
 # %% ../nbs/04_datasets.ipynb #aabd2cf2
 class Labelled:
-    "Images, classes and official split of a dataset, as it lies on disk"
+    """Images, classes and official split of a dataset, as it lies on disk
+
+    items: list of paths, or uint8 array (n,H,W) or (n,C,H,W)
+    labels: (n,) class index
+    vocab: class names
+    splits (dict): index arrays into items: 'train', 'test', and 'valid' where that is official
+    name (str, default ''): of the dataset
+    """
     def __init__(self,
         items, # list of paths, or uint8 array (n,H,W) or (n,C,H,W)
         labels, # (n,) class index
@@ -320,7 +327,12 @@ def get_dataset(
     name: str | DatasetSpec, # a key of `DATASETS`, or a specification of your own
     root: str | Path | None = None, # its folder; None: see above
 ) -> Labelled: # items, labels, vocab, splits
-    "A dataset's images, classes and official split, its counts checked"
+    """A dataset's images, classes and official split, its counts checked
+
+    name (str | DatasetSpec): a key of `DATASETS`, or a specification of your own
+    root (str | Path | None, default None): its folder; None: see above
+    Returns (Labelled): items, labels, vocab, splits
+    """
     if isinstance(name, str) and name not in DATASETS:
         raise ValueError(f"no dataset {name!r}: {nearest_name(name, DATASETS)}")
     spec = DATASETS[name] if isinstance(name, str) else name
@@ -1064,7 +1076,11 @@ def as_labelled(
     source, # folder of class folders, table, dataset or its name, (images, labels), or a `Labelled`
     path=None, # folder that relative paths begin in; None: a table file's own, else the current one
 ) -> Labelled:
-    "Any labelled source as items, class indices, class names and splits"
+    """Any labelled source as items, class indices, class names and splits
+
+    source: folder of class folders, table, dataset or its name, (images, labels), or a `Labelled`
+    path (default None): folder that relative paths begin in; None: a table file's own, else the current one
+    """
     source = as_source(source)
     if isinstance(source, Labelled): return source
     s = read_source(source, path)

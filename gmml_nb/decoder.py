@@ -13,7 +13,12 @@ from torch import nn
 
 # %% ../nbs/30_decoder.ipynb #547d1945
 class PatchTranspose(nn.ConvTranspose2d):
-    "A transposed convolution whose stride is its kernel: each token becomes a patch"
+    """A transposed convolution whose stride is its kernel: each token becomes a patch
+
+    dim (int): Width d of the tokens
+    in_chans (int): Channels of the images
+    patch_size: Pixels: a number or (ph, pw)
+    """
     def __init__(self,
         dim:int,      # Width d of the tokens
         in_chans:int, # Channels of the images
@@ -28,7 +33,14 @@ class PatchTranspose(nn.ConvTranspose2d):
 
 # %% ../nbs/30_decoder.ipynb #3bc87e44
 class PointwiseDecoder(nn.Sequential):
-    "Pointwise convolutions, an activation after each, and a transposed convolution from tokens to patches"
+    """Pointwise convolutions, an activation after each, and a transposed convolution from tokens to patches
+
+    dim (int): Width d of the tokens
+    in_chans (int): Channels of the images
+    patch_size: Pixels: a number or (ph, pw)
+    n_layers (int, default 2): Pointwise convolutions, 0 or more: 2 in the paper, 3 in the authors' code
+    act (default nn.ReLU): Activation after each of them: nn.ReLU in the paper, nn.GELU in the authors' code
+    """
     def __init__(self,
         dim:int,        # Width d of the tokens
         in_chans:int,   # Channels of the images
@@ -43,7 +55,11 @@ class PointwiseDecoder(nn.Sequential):
 
 # %% ../nbs/30_decoder.ipynb #2dee12a9
 class GMMLAutoencoder(nn.Module):
-    "From corrupted images to reconstructed ones"
+    """From corrupted images to reconstructed ones
+
+    encoder (nn.Module): (bs, C, H, W) -> (bs, d, gh, gw), such as `GMMLEncoder`
+    decoder (nn.Module): (bs, d, gh, gw) -> (bs, C, H, W), such as `PointwiseDecoder`
+    """
     def __init__(self,
         encoder:nn.Module, # (bs, C, H, W) -> (bs, d, gh, gw), such as `GMMLEncoder`
         decoder:nn.Module, # (bs, d, gh, gw) -> (bs, C, H, W), such as `PointwiseDecoder`

@@ -43,7 +43,14 @@ def interval(
     method:str='t',   # 't': Student's t, over seeds; 'bootstrap': percentiles of 2,000 resamples, over test images
     seed:int=0,       # Of the resamples
 ) -> tuple:           # mean, half the width of the interval; the width is NaN for fewer than two values
-    "Mean of several numbers and half the width of its confidence interval"
+    """Mean of several numbers and half the width of its confidence interval
+
+    values: Numbers: one a seed, or one a test image
+    level (float, default 0.95): Confidence, 0-1
+    method (str, default 't'): 't': Student's t, over seeds; 'bootstrap': percentiles of 2,000 resamples, over test images
+    seed (int, default 0): Of the resamples
+    Returns (tuple): mean, half the width of the interval; the width is NaN for fewer than two values
+    """
     v = np.asarray(list(values), dtype=float)
     known(method, ('t', 'bootstrap'), 'method')
     if not len(v): raise ValueError('interval of no values: give one number for each run, or for each test image')
@@ -59,7 +66,12 @@ def as_vit(
     shape,   # Of the images, (C, H, W); None: those that the encoder takes
     device,  # Where an encoder from a folder or a learner goes
 ) -> VisionTransformer:
-    "The timm `VisionTransformer` that is in `encoder`"
+    """The timm `VisionTransformer` that is in `encoder`
+
+    encoder: Folder of `export_encoder`, a learner (pretraining or fine-tuning), a timm name, or a module
+    shape: Of the images, (C, H, W); None: those that the encoder takes
+    device: Where an encoder from a folder or a learner goes
+    """
     if isinstance(encoder, (str, Path)): m = load_encoder(encoder, **({} if shape is None else dict(img_size=shape[1:], in_chans=shape[0])))
     else: m = get_model(encoder.model) if isinstance(encoder, Learner) else encoder
     m = getattr(m, 'encoder', m)
@@ -88,7 +100,11 @@ def eval_mode(
 def own_stats(
     encoder, # As in `features`
 ):           # (mean, std) of each channel, 0-1; None where they are not known
-    "Statistics that an encoder's images were normalised with"
+    """Statistics that an encoder's images were normalised with
+
+    encoder: As in `features`
+    Returns: (mean, std) of each channel, 0-1; None where they are not known
+    """
     return prepared(encoder)['stats'] if isinstance(encoder, (str, Path, Learner)) else None
 
 # %% ../nbs/65_evaluate.ipynb #e4b32f98
@@ -106,7 +122,12 @@ def plain_dl(
     dl,         # A loader, labelled or not
     stats=None, # (mean, std) of each channel to normalise with, 0-1; None: the loader's own
 ):              # A loader of the same images
-    "Each image once, in order, not augmented, on every process alike; the loader given is left as it is"
+    """Each image once, in order, not augmented, on every process alike; the loader given is left as it is
+
+    dl: A loader, labelled or not
+    stats (default None): (mean, std) of each channel to normalise with, 0-1; None: the loader's own
+    Returns: A loader of the same images
+    """
     if not isinstance(dl, ImageDL): return dl.new(shuffle=False, drop_last=False)
     ds = copy(dl.dataset)
     ds.augment = None
@@ -121,7 +142,12 @@ def normalised(
     x,  # Batch of images (bs, C, H, W)
     ds, # The data set they are from
 ):      # float, normalised
-    "Images of a loader as an encoder takes them; of whole, stored ones the middle"
+    """Images of a loader as an encoder takes them; of whole, stored ones the middle
+
+    x: Batch of images (bs, C, H, W)
+    ds: The data set they are from
+    Returns: float, normalised
+    """
     if getattr(ds, 'normed', False) or not hasattr(ds, 'in_chans'):
         if not x.is_floating_point():
             raise ValueError(f'images are {x.dtype}: give a loader that normalises them, or one of pretrain_dls')
@@ -136,7 +162,14 @@ def pooled(
     block:int, # 1-based
     pool:str,  # 'mean' of the patches, or class 'token'
 ):             # (bs, d)
-    "One vector for each image from one block"
+    """One vector for each image from one block
+
+    vit: timm `VisionTransformer`
+    x: Normalised images (bs, C, H, W)
+    block (int): 1-based
+    pool (str): 'mean' of the patches, or class 'token'
+    Returns: (bs, d)
+    """
     o, = vit.forward_intermediates(x, [block-1], return_prefix_tokens=pool == 'token', norm=True, stop_early=True,
                                    output_fmt='NLC', intermediates_only=True)     # (bs, n, d), and (bs, prefix, d)
     return vit.fc_norm(o[1][:, 0] if pool == 'token' else o.mean(1))
@@ -162,7 +195,15 @@ def features(
     pool:str='mean', # 'mean' of the patches, or the class 'token'
     stats=None,      # (mean, std) of each channel, 0-1; None: the encoder's where known, else the loader's
 ) -> tuple:          # float32 (n, d), and labels (n,) or None; both on the CPU
-    "Frozen features of all images of a loader, and their labels; draws no random number that others would miss"
+    """Frozen features of all images of a loader, and their labels; draws no random number that others would miss
+
+    encoder: Folder of `export_encoder`, a learner, a timm name, a `GMMLEncoder` or a timm `VisionTransformer`
+    dl: A loader with labels or without; its images are read in order and without augmentation
+    block (int, default None): 1-based; None: the last
+    pool (str, default 'mean'): 'mean' of the patches, or the class 'token'
+    stats (default None): (mean, std) of each channel, 0-1; None: the encoder's where known, else the loader's
+    Returns (tuple): float32 (n, d), and labels (n,) or None; both on the CPU
+    """
     known(pool, ('mean', 'token'), 'pooling')
     check_loader(dl)
     if not len(dl): raise ValueError('the loader is empty: take another, or hold images out with valid_pct')
@@ -186,7 +227,12 @@ def check_sets(
     train_feats, train_labels, # (n, d) and (n,)
     test_feats, test_labels,   # (m, d) and (m,)
 ) -> tuple:                    # The same as arrays
-    "Features and labels that belong together, or a `ValueError`"
+    """Features and labels that belong together, or a `ValueError`
+
+    train_feats, train_labels: (n, d) and (n,)
+    test_feats, test_labels: (m, d) and (m,)
+    Returns (tuple): The same as arrays
+    """
     if train_labels is None or test_labels is None:
         raise ValueError('there are no labels: take features of a labelled loader, from finetune_dls')
     x,y,tx,ty = o = [np.asarray(a) for a in (train_feats, train_labels, test_feats, test_labels)]
@@ -207,7 +253,16 @@ def vote(
     device=None,    # None: the GPU if there is one
     chunk:int=2**10, # Images at a time
 ) -> torch.Tensor:  # Class of each (m,)
-    "The vote of the nearest neighbours, on the device"
+    """The vote of the nearest neighbours, on the device
+
+    x, y: Features of those who vote, float32 (n, d), and class of each, 0 to c-1
+    tx: Features of those who are voted on (m, d)
+    k (int): Neighbours
+    T (float): Temperature of the votes
+    device (default None): None: the GPU if there is one
+    chunk (int, default 2 ** 10): Images at a time
+    Returns (torch.Tensor): Class of each (m,)
+    """
     x,y,tx = (torch.as_tensor(o, device=device or default_device()) for o in (x, y, tx))
     x,res = F.normalize(x, dim=1).T,[]
     for o in F.normalize(tx, dim=1).split(chunk):
@@ -226,7 +281,16 @@ def knn_accuracy(
     solver:str=None,           # 'sklearn', 'torch' (on the device), or None: by images x images x width
     per_image:bool=False,      # Return for each test image whether it was right, bool (m,), for `interval`?
 ):                             # Accuracy, 0-1
-    "Accuracy of the vote of the nearest neighbours, by cosine similarity"
+    """Accuracy of the vote of the nearest neighbours, by cosine similarity
+
+    train_feats, train_labels: Those who vote: (n, d) and (n,)
+    test_feats, test_labels: Those who are voted on: (m, d) and (m,)
+    k (int, default 20): Neighbours
+    T (float, default 0.07): Temperature of the votes; smaller: the nearest count for more
+    solver (str, default None): 'sklearn', 'torch' (on the device), or None: by images x images x width
+    per_image (bool, default False): Return for each test image whether it was right, bool (m,), for `interval`?
+    Returns: Accuracy, 0-1
+    """
     x,y,tx,ty = check_sets(train_feats, train_labels, test_feats, test_labels)
     if not 1 <= k <= len(x): raise ValueError(f'k={k} neighbours of {len(x)} training images: give 1 to {len(x)}')
     if not T > 0: raise ValueError(f'T={T}: give a temperature above 0, such as .07')
@@ -246,7 +310,15 @@ def fit_probe(
     device=None, # None: the GPU if there is one
     chunk:int=2**16, # Images at a time
 ) -> tuple:      # Weights (d, c), bias (c,)
-    "Multinomial logistic regression on the device"
+    """Multinomial logistic regression on the device
+
+    x: Standardised features, float32 (n, d)
+    y: Class of each, 0 to c-1
+    C (float, default 1.0): Inverse strength of the penalty on the weights, as in scikit-learn
+    device (default None): None: the GPU if there is one
+    chunk (int, default 2 ** 16): Images at a time
+    Returns (tuple): Weights (d, c), bias (c,)
+    """
     dev,n,c = device or default_device(), len(x), int(y.max()) + 1
     x,y = torch.as_tensor(x, dtype=torch.float32, device=dev), torch.as_tensor(y, device=dev)
     w,b = (torch.zeros(o, c, device=x.device, requires_grad=True) for o in (x.shape[1], 1))
@@ -272,7 +344,15 @@ def linear_probe(
     solver:str=None,           # 'sklearn', 'torch' (on the device), or None: by images x width x classes
     per_image:bool=False,      # Return for each test image whether it was right, bool (m,), for `interval`?
 ):                             # Accuracy, 0-1
-    "Accuracy of logistic regression on standardised features"
+    """Accuracy of logistic regression on standardised features
+
+    train_feats, train_labels: (n, d) and (n,)
+    test_feats, test_labels: (m, d) and (m,)
+    C (float, default 1.0): Inverse strength of the penalty on the weights
+    solver (str, default None): 'sklearn', 'torch' (on the device), or None: by images x width x classes
+    per_image (bool, default False): Return for each test image whether it was right, bool (m,), for `interval`?
+    Returns: Accuracy, 0-1
+    """
     x,y,tx,ty = check_sets(train_feats, train_labels, test_feats, test_labels)
     classes,y = np.unique(y, return_inverse=True)
     solver = known(solver or ('torch' if x.size*len(classes) > PROBE_LARGE else 'sklearn'), ('sklearn', 'torch'), 'solver')
@@ -290,7 +370,11 @@ PROBE_LARGE = 10**9   # images x width x classes: some ten seconds of one core
 def feature_rank(
     feats, # (n, d)
 ) -> float: # Between 1 and min(n, d)
-    "Effective rank of features: the exponential of the entropy of their singular values"
+    """Effective rank of features: the exponential of the entropy of their singular values
+
+    feats: (n, d)
+    Returns (float): Between 1 and min(n, d)
+    """
     f = torch.as_tensor(feats)
     if f.ndim != 2 or len(f) < 2:
         raise ValueError(f'features of shape {tuple(f.shape)}: give (images, width), at least two images')
@@ -300,7 +384,15 @@ def feature_rank(
 
 # %% ../nbs/65_evaluate.ipynb #304f9bb3
 class TrackFeatures(Callback):
-    "Columns `knn`, `probe` if asked for, and `rank` in the log of a pretraining run, which is otherwise the same to the last bit"
+    """Columns `knn`, `probe` if asked for, and `rank` in the log of a pretraining run, which is otherwise the same to the last bit
+
+    dls (default None): Labelled loaders: `.train` votes on `.valid`; None or label-free ones: rank alone
+    every (int, default 1): Epochs from one measurement to the next; the last epoch always has one
+    block (int, default None): 1-based; None: the last
+    pool (str, default 'mean'): 'mean' of the patches, or the class 'token'
+    k (int, default 20): Neighbours
+    probe (bool, default False): A column for the linear probe, too? It takes longer than neighbours do
+    """
     order = Recorder.order + 1   # the recorder has its own columns by then, and `ProgressCallback` (60) has not shown them
     def __init__(self,
         dls=None,        # Labelled loaders: `.train` votes on `.valid`; None or label-free ones: rank alone
@@ -323,7 +415,11 @@ class TrackFeatures(Callback):
 # %% ../nbs/65_evaluate.ipynb #7c234c89
 @patch
 def measure(self:TrackFeatures) -> list: # a number for each name
-    "What the features are worth now"
+    """What the features are worth now
+
+    self (TrackFeatures): a number for each name
+    Returns (list): a number for each name
+    """
     dls = self.dls if self.data is None else self.data
     f = partial(features, self.learn, block=self.block, pool=self.pool)
     if not self.with_labels: return [feature_rank(f(dls.valid if len(dls.valid) else dls.train)[0])]
@@ -353,7 +449,11 @@ def after_validate(self:TrackFeatures):
 def history(
     learn:Learner, # Just trained: a later `validate` makes fastai's recorder forget
 ) -> pd.DataFrame: # A row for each epoch, counted from 1, and a column for each number in the log
-    "The log of a run"
+    """The log of a run
+
+    learn (Learner): Just trained: a later `validate` makes fastai's recorder forget
+    Returns (pd.DataFrame): A row for each epoch, counted from 1, and a column for each number in the log
+    """
     rec = learn.recorder
     if not getattr(rec, 'values', None): raise ValueError('this learner has no history: train it first')
     rows = [list(v) for v in rec.values]
@@ -379,7 +479,15 @@ def long_enough(
     least:float=.02,     # Share of the whole gain that is worth going on for
     level:float=.95,     # Confidence of the noise
 ) -> Enough:             # Prints as a sentence
-    "Did the last part of a run still improve by more than its noise?"
+    """Did the last part of a run still improve by more than its noise?
+
+    history: From `history`, or a data frame with a row for each epoch
+    by (str, default 'valid_loss'): Column; lower is better where its name ends in 'loss', else higher
+    last (float, default 0.2): Share of the run that is looked at; five measurements at least
+    least (float, default 0.02): Share of the whole gain that is worth going on for
+    level (float, default 0.95): Confidence of the noise
+    Returns (Enough): Prints as a sentence
+    """
     v = history[known(by, list(history.columns), 'column')].dropna()
     if not 0 < last < 1: raise ValueError(f'last={last}: give a share of the run, such as .2')
     if len(v) < 10: raise ValueError(f'{len(v)} measurements of {by}: no fewer than 10 can tell')
@@ -403,7 +511,12 @@ def plot_progress(
     history,        # From `history`
     last:float=.2,  # Share of the run that is shaded, as in `long_enough`
 ):                  # matplotlib figure
-    "A panel for each measure along the run; losses share one"
+    """A panel for each measure along the run; losses share one
+
+    history: From `history`
+    last (float, default 0.2): Share of the run that is shaded, as in `long_enough`
+    Returns: matplotlib figure
+    """
     losses,rest = [c for c in history if c.endswith('loss')], [c for c in history if not c.endswith('loss')]
     panels = [losses]*bool(losses) + [[c] for c in rest]
     fig,axs = plt.subplots(1, len(panels), figsize=(3*len(panels), 2.4), squeeze=False)

@@ -33,7 +33,10 @@ from .visualise import Inside, corrupted, framed, images_for, inside, overlay, r
 
 # %% ../nbs/90_explore.ipynb #c0150169
 def photographs() -> dict: # {name: Pillow image}
-    "Photographs that need no download: scikit-learn's, and scikit-image's where it is installed"
+    """Photographs that need no download: scikit-learn's, and scikit-image's where it is installed
+
+    Returns (dict): {name: Pillow image}
+    """
     o = dict(zip(('temple', 'flower'), load_sample_images().images))
     if find_spec('skimage'):
         from skimage import data
@@ -43,7 +46,11 @@ def photographs() -> dict: # {name: Pillow image}
 def uploaded(
     value, # Of an `ipywidgets.FileUpload`, version 7 or 8
 ) -> dict: # {name: Pillow image}
-    "Uploaded files as images; a `ValueError` for a file that is none"
+    """Uploaded files as images; a `ValueError` for a file that is none
+
+    value: Of an `ipywidgets.FileUpload`, version 7 or 8
+    Returns (dict): {name: Pillow image}
+    """
     files = [(k, v['content']) for k,v in value.items()] if isinstance(value, dict) else [(f['name'], f['content']) for f in value]
     with tempfile.TemporaryDirectory() as d:
         for name,content in files: (Path(d)/Path(name).name).write_bytes(content)
@@ -72,7 +79,15 @@ def scene(
     size:int=224,    # Pixels of a side, without a model
     patch_size:int=16, # Pixels of a patch, without a model
 ) -> Scene:
-    "An image, ready to be corrupted and looked at"
+    """An image, ready to be corrupted and looked at
+
+    image: As in `images_for`
+    donor: The same
+    model (default None): As in `inside`; None: corruption alone
+    stats (default None): (mean, std) of each channel, 0-1; None: the model's, where known
+    size (int, default 224): Pixels of a side, without a model
+    patch_size (int, default 16): Pixels of a patch, without a model
+    """
     if model is None:
         x = images_for([image, donor], (size, size), 3)
         s = Scene(x, stats_of(image_moments(x)), (patch_size, patch_size))
@@ -99,7 +114,12 @@ def corrupt_scene(
     s:Scene,  # From `scene`
     c:Choice, # The controls
 ) -> tuple:   # Normalised image (1, C, H, W), bool mask (1, 1, H, W)
-    "The image of a scene, corrupted"
+    """The image of a scene, corrupted
+
+    s (Scene): From `scene`
+    c (Choice): The controls
+    Returns (tuple): Normalised image (1, C, H, W), bool mask (1, 1, H, W)
+    """
     alien = KINDS[known(c.alien, KINDS, 'alien concept')](c.amount, max_side=c.group)
     return corrupted(s.x[:1], alien, s.patch_size, c.seed, s.x[1:])
 
@@ -108,7 +128,12 @@ def pictures(
     s:Scene,  # From `scene`
     c:Choice, # The controls
 ) -> dict:    # {caption: image (C, H, W), 0-1}
-    "The image, corrupted; with a decoder what a block restores; with a model where the picked patch looks"
+    """The image, corrupted; with a decoder what a block restores; with a model where the picked patch looks
+
+    s (Scene): From `scene`
+    c (Choice): The controls
+    Returns (dict): {caption: image (C, H, W), 0-1}
+    """
     x,mask = corrupt_scene(s, c)
     clean,bad = (s.denormalise(o)[0].cpu() for o in (s.x[:1], x))
     show = {'original': clean, f'{mask.float().mean():.0%} corrupted': bad}
@@ -122,7 +147,11 @@ def as_png(
     x:torch.Tensor, # Image (C, H, W), 0-1
     side:int=224,   # Pixels: smaller images are shown larger, by a whole factor
 ) -> bytes:
-    "An image as a PNG file; of other than 1 or 3 channels the first is shown"
+    """An image as a PNG file; of other than 1 or 3 channels the first is shown
+
+    x (torch.Tensor): Image (C, H, W), 0-1
+    side (int, default 224): Pixels: smaller images are shown larger, by a whole factor
+    """
     img = to_pil(as_8bit(x if len(x) in (1, 3) else x[:1]))
     k = max(1, side//max(img.size))
     f = io.BytesIO()
@@ -156,7 +185,14 @@ def named_images(
 
 # %% ../nbs/90_explore.ipynb #bd690e38
 class Explore:
-    "Controls and pictures: choose an image, corrupt it, and see what a model makes of it"
+    """Controls and pictures: choose an image, corrupt it, and see what a model makes of it
+
+    model (default None): A learner, a folder of `export_encoder`, a timm name, or a module; None: corruption alone
+    images (default None): {name: image, as in `images_for`}, a folder or a list of files, at least two; None: a learner's held-out images, else `photographs`
+    stats (default None): (mean, std) of each channel, 0-1; None: the model's, where known
+    size (int, default 224): Pixels of a side, without a model
+    patch_size (int, default 16): Pixels of a patch, without a model
+    """
     def __init__(self,
         model=None,   # A learner, a folder of `export_encoder`, a timm name, or a module; None: corruption alone
         images=None,  # {name: image, as in `images_for`}, a folder or a list of files, at least two; None: a learner's held-out images, else `photographs`
@@ -236,7 +272,11 @@ def draw(self:Explore):
 def all_results(
     folder='results', # With JSON lines
 ) -> pd.DataFrame:    # A row a run, columns as in `read_results`, and `file`
-    "The runs of all files in a folder; a `ValueError` where there are none"
+    """The runs of all files in a folder; a `ValueError` where there are none
+
+    folder (default 'results'): With JSON lines
+    Returns (pd.DataFrame): A row a run, columns as in `read_results`, and `file`
+    """
     dfs = [read_results(f).assign(file=f.stem) for f in sorted(Path(folder).glob('*.jsonl'))]
     dfs = [d for d in dfs if 'method' in d and 'value' in d]
     if not dfs: raise ValueError(f'no runs in {Path(folder).absolute()}: give the folder that holds the files of a sweep')
@@ -246,7 +286,11 @@ def select(
     df:pd.DataFrame, # From `all_results`
     **where,         # Column: a value, or a list of them
 ) -> pd.DataFrame:
-    "Rows with these values"
+    """Rows with these values
+
+    df (pd.DataFrame): From `all_results`
+    **where: Column: a value, or a list of them
+    """
     for k,v in where.items(): df = df[df[known(k, list(df), 'column')].isin(listify(v))]
     return df
 
@@ -256,7 +300,11 @@ SETTINGS = [f.name for f in fields(Experiment) if f.name not in ('seed', 'method
 def varying(
     df:pd.DataFrame, # From `all_results`
 ) -> list:           # Columns
-    "Settings that differ between runs, to plot against"
+    """Settings that differ between runs, to plot against
+
+    df (pd.DataFrame): From `all_results`
+    Returns (list): Columns
+    """
     cols = dict.fromkeys(['method', *SETTINGS, *[f for f in ('alien', 'max_side', 'loss', 'blocks') if f in df]])
     def plain(o): return o.notna().all() and not o.map(lambda v: isinstance(v, dict)).any()
     return [k for k in cols if k in df and plain(df[k]) and df[k].map(str).nunique() > 1]
@@ -265,12 +313,20 @@ def mixed(
     df:pd.DataFrame, # From `all_results`
     by:str,          # Column of the axis
 ) -> list:           # Columns
-    "Settings that differ between runs of one value of `by`: their mean would mix what is not alike"
+    """Settings that differ between runs of one value of `by`: their mean would mix what is not alike
+
+    df (pd.DataFrame): From `all_results`
+    by (str): Column of the axis
+    Returns (list): Columns
+    """
     return [k for k in SETTINGS if k in df and k != by and df.assign(**{k: df[k].map(str)}).groupby(df[by].map(str))[k].nunique().max() > 1]
 
 # %% ../nbs/90_explore.ipynb #e3e31bb9
 def paper_lines() -> dict: # {'table 1: row, column': accuracy, %}
-    "Accuracies of the paper's tables, to draw beside our own"
+    """Accuracies of the paper's tables, to draw beside our own
+
+    Returns (dict): {'table 1: row, column': accuracy, %}
+    """
     d = paper_numbers()
     d = d[(d.unit == '%') & d.table.str.startswith('table')]
     return {f"{t.replace('_', ' ')}: {r}, {c}": v for t,r,c,v in d[['table', 'row', 'column', 'value']].itertuples(index=False)}
@@ -281,7 +337,14 @@ def plot_results(
     lines=(),        # Keys of `paper_lines`
     ax=None,         # matplotlib axes
 ):                   # matplotlib axes
-    "Mean accuracy and its 95 % interval over seeds, a dot a run, and numbers of the paper as dashed lines"
+    """Mean accuracy and its 95 % interval over seeds, a dot a run, and numbers of the paper as dashed lines
+
+    df (pd.DataFrame): From `all_results`
+    by (str, default 'method'): Column of the axis
+    lines (default ()): Keys of `paper_lines`
+    ax (default None): matplotlib axes
+    Returns: matplotlib axes
+    """
     paper = {k: paper_lines()[known(k, paper_lines(), 'number of the paper')] for k in listify(lines)}
     ax = plot_sweep(df, by, ax)
     line = ax.axhline if ax.get_ylabel() else ax.axvline
@@ -295,14 +358,22 @@ def results_table(
     sort:str='accuracy, %', # A column of the result
     ascending:bool=False,
 ) -> pd.DataFrame:     # A row a run
-    "Method, data, seed, accuracy, seconds, and the settings that differ"
+    """Method, data, seed, accuracy, seconds, and the settings that differ
+
+    df (pd.DataFrame): From `all_results`
+    sort (str, default 'accuracy, %'): A column of the result
+    Returns (pd.DataFrame): A row a run
+    """
     o = pd.DataFrame({'method': df.method.map(METHOD_NAMES), 'data': df.data, 'seed': df.seed, 'accuracy, %': (100*df.value).round(2),
         'seconds': df.seconds.round(), **{k: df[k] for k in varying(df) if k not in ('method', 'data')}, 'file': df.file, 'date': df.date})
     return o.sort_values(known(sort, list(o), 'column'), ascending=ascending, ignore_index=True)
 
 # %% ../nbs/90_explore.ipynb #4cb4169a
 class Results:
-    "Browse finished runs: filter, sort, plot with intervals, the paper's numbers as lines"
+    """Browse finished runs: filter, sort, plot with intervals, the paper's numbers as lines
+
+    folder (default 'results'): With JSON lines
+    """
     def __init__(self,
         folder='results', # With JSON lines
     ):

@@ -44,7 +44,12 @@ def export_classifier(self:Learner,
     folder,  # Folder to write: `model.safetensors` and `config.json`
     **about, # More facts to keep in `config.json`, JSON values
 ) -> Path:   # The folder
-    "Write a classifier of `finetune_learner` so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it"
+    """Write a classifier of `finetune_learner` so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it
+
+    folder: Folder to write: `model.safetensors` and `config.json`
+    **about: More facts to keep in `config.json`, JSON values
+    Returns (Path): The folder
+    """
     if not hasattr(self, 'origin'):
         raise ValueError('export_classifier needs a learner from finetune_learner; for one from gmml_learner there is export_encoder')
     model,dls = get_model(self.model),self.dls
@@ -60,7 +65,12 @@ def name_recipe(
     fields:dict,  # Of a recipe, as `config.json` has them
     recipes:dict, # By name
 ) -> str:         # Such as "paper, with lr=0.008"
-    "The nearest recipe by name, and what differs"
+    """The nearest recipe by name, and what differs
+
+    fields (dict): Of a recipe, as `config.json` has them
+    recipes (dict): By name
+    Returns (str): Such as "paper, with lr=0.008" 
+    """
     plain = lambda o: json.loads(json.dumps(o))   # tuples as lists
     diffs = {n: [f'`{k}={v!r}`' for k,v in plain(fields).items() if plain(asdict(r)).get(k) != v] for n,r in recipes.items()}
     name = min(diffs, key=lambda k: len(diffs[k]))
@@ -72,7 +82,13 @@ def run_rows(
     facts:dict,   # As `config.json` has them
     recipes:dict, # That the recipe may be called after
 ) -> list:        # Pairs: what it is, and its value
-    "What is known of a run"
+    """What is known of a run
+
+    what (str): 'pretraining', 'fine-tuning' or 'source'
+    facts (dict): As `config.json` has them
+    recipes (dict): That the recipe may be called after
+    Returns (list): Pairs: what it is, and its value
+    """
     o = []
     if 'method' in facts: o.append(('method', facts['method']))
     if facts.get('recipe'): o.append(('recipe', name_recipe(facts['recipe'], recipes)))
@@ -152,7 +168,12 @@ def how_to_load(
     where:str, # `local-dir:FOLDER` or `hf-hub:USER/NAME`
     cfg:dict,  # `config.json`
 ) -> str:      # Python
-    "A program that loads a model, reads an image as in training and shows it to the model"
+    """A program that loads a model, reads an image as in training and shows it to the model
+
+    where (str): `local-dir:FOLDER` or `hf-hub:USER/NAME`
+    cfg (dict): `config.json`
+    Returns (str): Python
+    """
     c,h,w = cfg['pretrained_cfg']['input_size']
     last = "[model.pretrained_cfg['label_names'][i] for i in model(x).argmax(1)]" if cfg['num_classes'] else 'model(x)'
     if not cfg['num_classes'] and 'gmml' in cfg and cfg.get('global_pool') != 'avg':   # two tokens of a distilled one, or an older folder
@@ -167,7 +188,13 @@ def card_data(
     data:str,       # What the images were
     license:str=None, # Of the weights
 ) -> ModelCardData:
-    "What the hub's search wants to know"
+    """What the hub's search wants to know
+
+    cfg (dict): `config.json`
+    name (str): Of the model
+    data (str): What the images were
+    license (str, default None): Of the weights
+    """
     found = (cfg.get('finetune') or {}).get('results', {}).get('accuracy')
     task = 'image-classification' if cfg['num_classes'] else 'image-feature-extraction'
     res = [] if found is None else [EvalResult(task_type=task, dataset_type='images', dataset_name=data, dataset_split='validation',
@@ -190,7 +217,15 @@ def write_card(
     license:str=None,   # Of the weights, as the hub abbreviates it: 'apache-2.0', 'cc-by-nc-4.0'...
     repo_id:str=None,   # Where it will be on the hub, 'USER/NAME'; None: nowhere
 ) -> Path:              # `README.md` in the folder
-    "Write a model card from what `config.json` knows"
+    """Write a model card from what `config.json` knows
+
+    folder: Of `export_encoder`, `export_classifier` or `convert_checkpoint`
+    data (str, default 'unknown'): What the images were
+    data_license (str, default 'unknown'): On what terms they may be used
+    license (str, default None): Of the weights, as the hub abbreviates it: 'apache-2.0', 'cc-by-nc-4.0'...
+    repo_id (str, default None): Where it will be on the hub, 'USER/NAME'; None: nowhere
+    Returns (Path): `README.md` in the folder
+    """
     folder,cfg = model_place(Path(folder))[1],read_config(folder)
     pre = cfg['pretrained_cfg']
     name,(c,h,w) = (repo_id or folder.resolve().name).split('/')[-1],pre['input_size']
@@ -220,7 +255,15 @@ def push_to_hub(
     private:bool=True,  # Hidden from others?
     api:HfApi=None,     # Account and hub; None: those of `hf auth login`
 ) -> str:               # What timm loads it by
-    "Send a model to the Hugging Face hub"
+    """Send a model to the Hugging Face hub
+
+    folder: Of an exported model
+    repo_id (str): 'USER/NAME'
+    dry_run (bool, default False): Show the files, and send nothing?
+    private (bool, default True): Hidden from others?
+    api (HfApi, default None): Account and hub; None: those of `hf auth login`
+    Returns (str): What timm loads it by
+    """
     folder,cfg = model_place(Path(folder))[1],read_config(folder)
     validate_repo_id(repo_id)
     if '/' not in repo_id: raise ValueError(f"repo_id={repo_id!r}: give 'USER/{repo_id}', with your name on the hub")
@@ -244,7 +287,11 @@ def need_packages(
 def portable(
     source, # Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
 ) -> tuple: # A copy on the CPU in evaluation mode, noise (2, C, H, W), and the facts of `config.json` that its user needs
-    "What is to be written, and something to try it on"
+    """What is to be written, and something to try it on
+
+    source: Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
+    Returns (tuple): A copy on the CPU in evaluation mode, noise (2, C, H, W), and the facts of `config.json` that its user needs
+    """
     facts = {}
     if isinstance(source, (str, Path)):
         cfg = read_config(source)
@@ -262,7 +309,14 @@ def check_same_outputs(
     x:torch.Tensor,  # Images (2, C, H, W)
     atol:float=1e-4, # Largest difference of a number
 ) -> float:          # The largest difference found
-    "Compare two models on batches of one, two and five images; a `ValueError` where they differ"
+    """Compare two models on batches of one, two and five images; a `ValueError` where they differ
+
+    model (nn.Module): The original
+    other: Function of images (bs, C, H, W) that should do the same
+    x (torch.Tensor): Images (2, C, H, W)
+    atol (float, default 0.0001): Largest difference of a number
+    Returns (float): The largest difference found
+    """
     worst = 0.
     for n in (1, 2, 5):
         xs = x[torch.arange(n) % 2] + .1*torch.arange(n)[:,None,None,None]
@@ -280,7 +334,15 @@ def written_if_same(
     model:nn.Module, # What should come out
     x:torch.Tensor,  # Images (2, C, H, W)
 ) -> Path:           # The file
-    "Write a file under another name, try it, and give it its name"
+    """Write a file under another name, try it, and give it its name
+
+    file: To write
+    write: Function of a file's name, which writes it
+    run: Function of a file's name and images, which reads it and runs it
+    model (nn.Module): What should come out
+    x (torch.Tensor): Images (2, C, H, W)
+    Returns (Path): The file
+    """
     file = Path(file).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as tmp:
@@ -300,7 +362,12 @@ def export_onnx(
     source, # Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
     file,   # To write, `.onnx`
 ) -> Path:  # The file
-    "Write a model as ONNX, for any number of images, and compare it in ONNX Runtime"
+    """Write a model as ONNX, for any number of images, and compare it in ONNX Runtime
+
+    source: Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
+    file: To write, `.onnx`
+    Returns (Path): The file
+    """
     need_packages('onnx', 'onnxscript', 'onnxruntime')
     model,x,facts = portable(source)
     with torch.no_grad():
@@ -314,7 +381,12 @@ def export_program(
     source, # Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
     file,   # To write, `.pt2`
 ) -> Path:  # The file
-    "Write a model with `torch.export`, for any number of images, and compare what `torch.export.load` reads"
+    """Write a model with `torch.export`, for any number of images, and compare what `torch.export.load` reads
+
+    source: Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
+    file: To write, `.pt2`
+    Returns (Path): The file
+    """
     model,x,facts = portable(source)
     with torch.no_grad(): o = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))
     return written_if_same(file, lambda f: torch.export.save(o, f, extra_files=facts), lambda f: torch.export.load(f).module(), model, x)

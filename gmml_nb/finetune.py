@@ -133,7 +133,10 @@ def weighted_cross_entropy(pred, y, weight, smoothing=0., ignore_index=-100):
 
 # %% ../nbs/60_finetune.ipynb #a2cd096e
 class TrainLoss(Callback):
-    "While training, the learner's loss with label smoothing, where it is a cross-entropy without"
+    """While training, the learner's loss with label smoothing, where it is a cross-entropy without
+
+    smoothing (float, default 0.1): Share of the probability that goes to all classes alike, 0-1
+    """
     run_valid,own,mine,aside,said = False,None,None,False,None
     def __init__(self,
         smoothing:float=.1, # Share of the probability that goes to all classes alike, 0-1
@@ -184,12 +187,22 @@ def soft_cross_entropy(
     pred,   # Logits (bs, c)
     target, # Probabilities (bs, c)
 ):          # Scalar
-    "Cross-entropy with probabilities as the target"
+    """Cross-entropy with probabilities as the target
+
+    pred: Logits (bs, c)
+    target: Probabilities (bs, c)
+    Returns: Scalar
+    """
     return nn.functional.cross_entropy(pred, target)
 
 # %% ../nbs/60_finetune.ipynb #9527cae7
 class MixupCutmix(TrainLoss):
-    "timm's mixup and cutmix of a batch while training"
+    """timm's mixup and cutmix of a batch while training
+
+    n_classes (int): Classes
+    recipe (FinetuneRecipe): Its `mixup`, `cutmix`, `switch` and `smoothing`
+    seed (int, default 42): Of the mixing
+    """
     order,soft = CastToTensor.order + .5,True
     def __init__(self,
         n_classes:int,          # Classes
@@ -240,7 +253,13 @@ def depth_groups(
     wd:float=.05,          # Weight decay
     layer_decay:float=1.,  # Factor of the learning rate from one block to the one below
 ) -> list:                 # Dicts for the optimiser, from the image to the head, which is the last two
-    "Parameter groups by depth, so that `freeze` leaves the head and the rate can fall towards the image"
+    """Parameter groups by depth, so that `freeze` leaves the head and the rate can fall towards the image
+
+    model (nn.Module): timm model
+    wd (float, default 0.05): Weight decay
+    layer_decay (float, default 1.0): Factor of the learning rate from one block to the one below
+    Returns (list): Dicts for the optimiser, from the image to the head, which is the last two
+    """
     head = [p for m in listify(model.get_classifier()) for p in m.parameters()]
     first = [p for n,p in model.named_parameters() if n == 'reg_token']   # timm's groups would have registers train with the head
     frozen,ids = [p for p in model.parameters() if not p.requires_grad],{id(p) for p in [*head, *first]}
@@ -265,7 +284,11 @@ def freeze_blocks(
     model:nn.Module, # timm `VisionTransformer`
     n:int,           # Blocks from the image on; 0: none, -1: the whole encoder
 ):
-    "Stop the first `n` blocks and the embedding from training; -1 leaves the head alone"
+    """Stop the first `n` blocks and the embedding from training; -1 leaves the head alone
+
+    model (nn.Module): timm `VisionTransformer`
+    n (int): Blocks from the image on; 0: none, -1: the whole encoder
+    """
     if not n: return
     depth = len(getattr(model, 'blocks', ()))
     if not -1 <= n <= depth: raise ValueError(f'freeze={n} of {depth} blocks: give 0 to {depth}, or -1 for the whole encoder')
@@ -278,7 +301,11 @@ def freeze_blocks(
 def check_labelled(
     dls:DataLoaders, # Labelled
 ) -> tuple:          # classes, image size (H, W), channels
-    "Classes, size and channels of labelled DataLoaders, or a `ValueError`"
+    """Classes, size and channels of labelled DataLoaders, or a `ValueError`
+
+    dls (DataLoaders): Labelled
+    Returns (tuple): classes, image size (H, W), channels
+    """
     if not isinstance(dls, DataLoaders): raise ValueError(f'dls is a {type(dls).__name__}, not loaders: make them first, finetune_learner(finetune_dls(...), ...)')
     if not hasattr(dls[0], 'one_batch'): raise ValueError(f'loaders of {type(dls[0]).__module__}: make them with finetune_dls, or with fastai')
     b = dls.one_batch()
@@ -468,7 +495,35 @@ def finetune_learner(
     loss_func=None,       # Of logits (bs, classes) and class numbers (bs,); None: cross-entropy
     **overrides,          # Fields of `FinetuneRecipe` to change
 ) -> Learner:             # With `fit_finetune`
-    "A `Learner` that fine-tunes a pretrained encoder as a classifier"
+    """A `Learner` that fine-tunes a pretrained encoder as a classifier
+
+    dls (DataLoaders): Labelled: from `finetune_dls`, or any with one image and one category
+    encoder (default None): Folder of `export_encoder`, learner of `gmml_learner`, timm name, or None: random weights
+    recipe (default 'deit'): A name in `FINETUNE_RECIPES`, or a `FinetuneRecipe`
+    metrics (default accuracy): fastai metrics
+    arch (str, default None): timm name; None: the encoder's own
+    model_args (dict, default None): More arguments of `timm.create_model`
+    weights (bool, default True): False: the encoder's architecture with random weights, to compare with
+    pos_init (str, default 'random'): Position embedding of random weights: 'random' or 'sincos'
+    seed (int, default 42): Of the head and of mixing
+    cbs (default None): fastai callbacks
+    path (default '.'): Folder for models and logs
+    loss_func (default None): Of logits (bs, classes) and class numbers (bs,); None: cross-entropy
+    **overrides: Fields of `FinetuneRecipe` to change
+        lr (float, default 0.0005): peak learning rate of a batch of 512 images; it grows with the batch
+        lr_start (float, default 1e-06): first learning rate
+        lr_end (float, default 1e-05): last learning rate
+        warmup (int, default 5): epochs of linear warm-up, a tenth of the run at most
+        wd (float, default 0.05): weight decay; none on biases, norms, position embedding and class token
+        drop_path (float, default 0.1): stochastic depth of the last block
+        mixup (float, default 0.8): mixup's alpha; 0: none
+        cutmix (float, default 1.0): cutmix's alpha; 0: none
+        switch (float, default 0.5): probability of cutmix where both are on
+        smoothing (float, default 0.1): label smoothing
+        layer_decay (float, default 1.0): factor of the learning rate from one block to the one below; 1: the same everywhere
+        freeze (int, default 0): blocks that do not train, counted from the image; -1: the whole encoder
+    Returns (Learner): With `fit_finetune`
+    """
     r = FINETUNE_RECIPES[known(recipe, FINETUNE_RECIPES, 'fine-tuning recipe')] if isinstance(recipe, str) else recipe
     if not isinstance(r, FinetuneRecipe): raise ValueError(f'recipe={r!r}: give {" or ".join(map(repr, FINETUNE_RECIPES))}, or a FinetuneRecipe')
     r = override(r, FINETUNE_WORDS, **overrides)
@@ -497,7 +552,11 @@ def _scaled(pos, sched, scales): return [sched(pos)*s for s in scales]
 def finetune_facts(self:Learner,
     n_epoch:int, # Length of the run
 ) -> dict:       # JSON values
-    "What a run must share with one that it goes on from"
+    """What a run must share with one that it goes on from
+
+    n_epoch (int): Length of the run
+    Returns (dict): JSON values
+    """
     ps = list(get_model(self.model).parameters())
     return dict(asdict(self.recipe), n_epoch=n_epoch, arch=get_model(self.model).default_cfg.get('architecture'), seed=self.seed,
                 parameters=sum(p.numel() for p in ps), trained_parameters=sum(p.numel() for p in ps if p.requires_grad),
@@ -515,7 +574,13 @@ def fit_finetune(self:Learner,
     checkpoint=None, # Folder, or a `Checkpoint`: save there every few minutes, and go on from what is there
     **wrong,         # Refused, in a sentence
 ):
-    "Fine-tune with the schedule of the recipe: warm-up and cosine, per step"
+    """Fine-tune with the schedule of the recipe: warm-up and cosine, per step
+
+    n_epoch (int, default None): Passes over the labelled images
+    cbs (default None): fastai callbacks for this run
+    checkpoint (default None): Folder, or a `Checkpoint`: save there every few minutes, and go on from what is there
+    **wrong: Refused, in a sentence
+    """
     if not isinstance(self, FinetuneLearner): raise ValueError('fit_finetune needs a learner from finetune_learner; one of gmml_learner has fit_gmml')
     for k in wrong: known(k, ('n_epoch', 'cbs', 'checkpoint'), 'argument of fit_finetune', FIT_WORDS)
     number('n_epoch', n_epoch, 1, whole=True), check_callbacks(cbs)

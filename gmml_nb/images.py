@@ -104,7 +104,11 @@ def _nothing_in(dirs, files):
 def image_files(
     folder: str | Path, # searched with all its subfolders
 ) -> list[str]: # paths, sorted
-    "Every file below `folder` with the suffix of an image; what is left out is said in a line"
+    """Every file below `folder` with the suffix of an image; what is left out is said in a line
+
+    folder (str | Path): searched with all its subfolders
+    Returns (list[str]): paths, sorted
+    """
     folder, seen, res, out, other = Path(folder).expanduser(), set(), [], Counter(), Counter()
     if not folder.is_dir(): raise ValueError(f"no such folder: {folder}")
     suffixes = image_suffixes()
@@ -314,7 +318,13 @@ def plain_image(
     in_chans: int = 3, # 1: grey, 3: RGB
     depth: dict | None = None, # black and white of deep images, as `measure_depth` gives it; None: of this one
 ) -> Image.Image: # mode 'L' or 'RGB', upright
-    "Any Pillow image to grey or RGB: transparency over white, deep ones scaled to 8 bits"
+    """Any Pillow image to grey or RGB: transparency over white, deep ones scaled to 8 bits
+
+    img (Image.Image): of any mode
+    in_chans (int, default 3): 1: grey, 3: RGB
+    depth (dict | None, default None): black and white of deep images, as `measure_depth` gives it; None: of this one
+    Returns (Image.Image): mode 'L' or 'RGB', upright
+    """
     kind, low = deep_kind(img), _lower_half(img)
     img.load()
     turn, img = turn_of(img), _plain(img, in_chans, kind, depth, low)
@@ -432,7 +442,12 @@ def open_image(
     path: str | Path, # a file of a format of `IMAGE_SUFFIXES`, whatever its own suffix
     whole: bool = True, # False: only the header is wanted
 ): # yields the Pillow image; what fails inside is an `Unreadable`
-    "Open an image that nobody vouches for"
+    """Open an image that nobody vouches for
+
+    path (str | Path): a file of a format of `IMAGE_SUFFIXES`, whatever its own suffix
+    whole (bool, default True): False: only the header is wanted
+    Returns: yields the Pillow image; what fails inside is an `Unreadable`
+    """
     try:
         if not os.path.isfile(path): raise OSError # a pipe would wait for ever
         with open(path, 'rb') as f:
@@ -469,7 +484,14 @@ def read_image(
     short: int | None = None, # px; the shorter side is brought down to this if it is longer
     depth: dict | None = None, # black and white of deep files, as `measure_depth` gives it; None: of this one alone
 ) -> Image.Image: # mode 'L' or 'RGB', upright, fully decoded
-    "Read one image, upright by its EXIF tag, as grey or RGB"
+    """Read one image, upright by its EXIF tag, as grey or RGB
+
+    path (str | Path): a file of a format of `IMAGE_SUFFIXES`, whatever its own suffix
+    in_chans (int, default 3): 1: grey, 3: RGB
+    short (int | None, default None): px; the shorter side is brought down to this if it is longer
+    depth (dict | None, default None): black and white of deep files, as `measure_depth` gives it; None: of this one alone
+    Returns (Image.Image): mode 'L' or 'RGB', upright, fully decoded
+    """
     img, turn, *_ = _decode(path, in_chans, short and (short, short), depth)
     if turn is not None: img = img.transpose(turn)
     w, h = img.size
@@ -481,14 +503,22 @@ def read_image(
 def to_pil(
     x: np.ndarray | torch.Tensor, # uint8 (C,H,W), C 1 or 3
 ) -> Image.Image: # mode 'L' or 'RGB'
-    "The Pillow image of a tensor"
+    """The Pillow image of a tensor
+
+    x (np.ndarray | torch.Tensor): uint8 (C,H,W), C 1 or 3
+    Returns (Image.Image): mode 'L' or 'RGB'
+    """
     x = np.asarray(x)
     return Image.fromarray(x[0] if len(x) == 1 else np.ascontiguousarray(x.transpose(1, 2, 0)))
 
 def from_pil(
     img: Image.Image, # mode 'L' or 'RGB'
 ) -> np.ndarray: # uint8 (C,H,W)
-    "The pixels of a Pillow image, channels first"
+    """The pixels of a Pillow image, channels first
+
+    img (Image.Image): mode 'L' or 'RGB'
+    Returns (np.ndarray): uint8 (C,H,W)
+    """
     a = np.asarray(img)
     return a[None] if a.ndim == 2 else a.transpose(2, 0, 1)
 
@@ -496,13 +526,21 @@ def from_pil(
 def as_float(
     x: torch.Tensor, # uint8, or float in [0,1]
 ) -> torch.Tensor: # float32 in [0,1]
-    "Pixels as floats"
+    """Pixels as floats
+
+    x (torch.Tensor): uint8, or float in [0,1]
+    Returns (torch.Tensor): float32 in [0,1]
+    """
     return x.float()/255 if x.dtype == torch.uint8 else x.float()
 
 def as_8bit(
     x: torch.Tensor, # uint8, or float in [0,1]
 ) -> torch.Tensor: # uint8
-    "Pixels as whole numbers, 0 to 255"
+    """Pixels as whole numbers, 0 to 255
+
+    x (torch.Tensor): uint8, or float in [0,1]
+    Returns (torch.Tensor): uint8
+    """
     return x if x.dtype == torch.uint8 else (x*255).round().to(torch.uint8)
 
 # %% ../nbs/02_images.ipynb #31195566
@@ -545,7 +583,15 @@ def fit_image(
     crop_pct: float = 1., # share of the side that is shown, 0-1
     fill: tuple | None = None, # colour of the padding, 0-1 for each channel; None: grey
 ) -> Image.Image: # H x W
-    "An image brought to a size, by timm's own transforms (bicubic, antialiased)"
+    """An image brought to a size, by timm's own transforms (bicubic, antialiased)
+
+    img (Image.Image): of any size, mode 'L' or 'RGB'
+    size (tuple[int, int]): (H, W)
+    resize (str, default 'crop'): 'crop', 'pad' or 'squish'
+    crop_pct (float, default 1.0): share of the side that is shown, 0-1
+    fill (tuple | None, default None): colour of the padding, 0-1 for each channel; None: grey
+    Returns (Image.Image): H x W
+    """
     for f in _fitting(tuple(size), resize, crop_pct, _fill(fill, len(img.getbands()))): img = f(img)
     return img
 
@@ -557,7 +603,15 @@ def fit_batch(
     crop_pct: float = 1., # share of the side that is shown, 0-1
     fill: tuple | None = None, # colour of the padding, 0-1 for each channel; None: grey
 ) -> torch.Tensor: # (bs,C,H,W), same dtype
-    "`fit_image` for tensors of any number of channels"
+    """`fit_image` for tensors of any number of channels
+
+    x (torch.Tensor): (bs,C,h,w), uint8 or float in [0,1]
+    size (tuple[int, int]): (H, W)
+    resize (str, default 'crop'): 'crop', 'pad' or 'squish'
+    crop_pct (float, default 1.0): share of the side that is shown, 0-1
+    fill (tuple | None, default None): colour of the padding, 0-1 for each channel; None: grey
+    Returns (torch.Tensor): (bs,C,H,W), same dtype
+    """
     size, c, whole = tuple(size), x.shape[1], x.dtype == torch.uint8
     if x.shape[-2:] == size and crop_pct == 1: return x
     fill = _fill(fill, c)
@@ -608,7 +662,11 @@ def image_headers(
 def image_sizes(
     files: list, # paths
 ) -> np.ndarray: # (n,2): height and width of each upright image; 0 where the header cannot be read
-    "Sizes of images by their headers alone"
+    """Sizes of images by their headers alone
+
+    files (list): paths
+    Returns (np.ndarray): (n,2): height and width of each upright image; 0 where the header cannot be read
+    """
     return image_headers(files)[0]
 
 # %% ../nbs/02_images.ipynb #0b0dc419
@@ -618,7 +676,14 @@ def read_stored(
     in_chans: int = 3, # 1: grey, 3: RGB
     depth: dict | None = None, # black and white of deep files, as `measure_depth` gives it; None: of this one alone
 ) -> tuple: # uint8 (C,H,W), and the (height, width) of the upright image in the file
-    "Read one image and squeeze the whole of it to a fixed size (bicubic, antialiased)"
+    """Read one image and squeeze the whole of it to a fixed size (bicubic, antialiased)
+
+    path (str | Path): a file of a format of `IMAGE_SUFFIXES`, whatever its own suffix
+    store (tuple[int, int]): (H, W) that the whole image is squeezed to
+    in_chans (int, default 3): 1: grey, 3: RGB
+    depth (dict | None, default None): black and white of deep files, as `measure_depth` gives it; None: of this one alone
+    Returns (tuple): uint8 (C,H,W), and the (height, width) of the upright image in the file
+    """
     img, turn, box, hw = _decode(path, in_chans, store[::-1], depth)
     w, h = store if turn in SIDEWAYS else store[::-1]
     if img.size != (w, h): img = img.resize((w, h), Image.Resampling.BICUBIC, box=box)
@@ -628,7 +693,11 @@ def read_stored(
 def as_images(
     a: np.ndarray | torch.Tensor, # (n,H,W), (n,H,W,C) or (n,C,H,W); uint8, or float in [0,1]
 ) -> torch.Tensor: # (n,C,H,W), uint8 or float32
-    "Images in an array, channels first"
+    """Images in an array, channels first
+
+    a (np.ndarray | torch.Tensor): (n,H,W), (n,H,W,C) or (n,C,H,W); uint8, or float in [0,1]
+    Returns (torch.Tensor): (n,C,H,W), uint8 or float32
+    """
     x = a.detach().cpu() if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a))
     if x.ndim not in (3, 4): raise ValueError(f"images are (n,H,W), (n,H,W,C) or (n,C,H,W); this is {tuple(x.shape)}")
     if not x.numel(): raise ValueError(f"an array without images: {tuple(x.shape)}")
@@ -646,7 +715,11 @@ def as_images(
 def image_moments(
     x: torch.Tensor, # (n,C,H,W) uint8, or float in [0,1]
 ) -> torch.Tensor: # (n,C,2) float64: mean and mean square, in [0,1] units
-    "Mean and mean square of each channel of each image"
+    """Mean and mean square of each channel of each image
+
+    x (torch.Tensor): (n,C,H,W) uint8, or float in [0,1]
+    Returns (torch.Tensor): (n,C,2) float64: mean and mean square, in [0,1] units
+    """
     scale = 255. if x.dtype == torch.uint8 else 1.
     f = lambda o: torch.stack([o.mean((-2, -1)), (o*o).mean((-2, -1))], -1)
     return torch.cat([f(o.double()/scale) for o in x.split(256)])
@@ -655,7 +728,11 @@ def image_moments(
 def stats_of(
     moments: torch.Tensor, # (n,C,2) as `image_moments` gives them
 ) -> tuple[torch.Tensor, torch.Tensor]: # mean (C,) and standard deviation (C,), float32
-    "Mean and standard deviation of each channel; a channel that never varies gets 1, so that nothing is divided by 0"
+    """Mean and standard deviation of each channel; a channel that never varies gets 1, so that nothing is divided by 0
+
+    moments (torch.Tensor): (n,C,2) as `image_moments` gives them
+    Returns (tuple[torch.Tensor, torch.Tensor]): mean (C,) and standard deviation (C,), float32
+    """
     mean, sq = moments.double().mean(0).unbind(-1)
     std = (sq - mean**2).clamp(min=0).sqrt()
     flat = std < 1e-6
@@ -669,7 +746,13 @@ def decode_files(
     read, # function of a path
     notes: Counter | None = None, # filled with what there is to say of how many files; None: it is said
 ): # yields `read(path)` of each file in order, the `Unreadable` where that raises one
-    "Read every file once, in threads"
+    """Read every file once, in threads
+
+    files (list): paths
+    read: function of a path
+    notes (Counter | None, default None): filled with what there is to say of how many files; None: it is said
+    Returns: yields `read(path)` of each file in order, the `Unreadable` where that raises one
+    """
     def one(f):
         with _listening() as heard:
             try: return read(f), heard
@@ -699,7 +782,13 @@ def readable(
     results: list, # of `decode_files`; or anything in which an `Unreadable` stands for an unreadable file
     on_error: str = 'raise', # 'raise' a ValueError that names the unreadable ones, or 'skip' them with a warning
 ) -> np.ndarray: # indices of the others
-    "One report of all unreadable files: an error, or a warning when they are to be left out"
+    """One report of all unreadable files: an error, or a warning when they are to be left out
+
+    files (list): paths
+    results (list): of `decode_files`; or anything in which an `Unreadable` stands for an unreadable file
+    on_error (str, default 'raise'): 'raise' a ValueError that names the unreadable ones, or 'skip' them with a warning
+    Returns (np.ndarray): indices of the others
+    """
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
     bad = [(f, o.why) for f, o in zip(files, results) if isinstance(o, Unreadable)]
     ok = np.array([i for i, o in enumerate(results) if not isinstance(o, Unreadable)], dtype=np.int64)
@@ -740,7 +829,11 @@ def depth_of(files, kinds):
 def measure_depth(
     files: list, # paths of (training) images
 ) -> dict | None: # {'16-bit': [black, white], '32-bit': ..., 'float': ...} of the kinds there are; None: no deep files
-    "What is black and what is white in the deep files of a data set: measured, and said"
+    """What is black and what is white in the deep files of a data set: measured, and said
+
+    files (list): paths of (training) images
+    Returns (dict | None): {'16-bit': [black, white], '32-bit': ..., 'float': ...} of the kinds there are; None: no deep files
+    """
     depth, said = depth_of(files, image_headers(files)[1])
     for line in said: _say(line)
     return depth

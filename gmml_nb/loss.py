@@ -17,7 +17,12 @@ def check_masked(
     target:torch.Tensor, # Clean images (bs, C, H, W)
     mask:torch.Tensor,   # bool, (bs, 1, H, W) or another shape of as many dimensions that broadcasts
 ):
-    "Raise a `ValueError` unless the three fit together"
+    """Raise a `ValueError` unless the three fit together
+
+    pred (torch.Tensor): Reconstruction (bs, C, H, W)
+    target (torch.Tensor): Clean images (bs, C, H, W)
+    mask (torch.Tensor): bool, (bs, 1, H, W) or another shape of as many dimensions that broadcasts
+    """
     p,t,m = (tuple(o.shape) for o in (pred, target, mask))
     if p != t: raise ValueError(f'pred has shape {p} and target {t}: they must be equal')
     if mask.dtype != torch.bool: raise ValueError(f'mask is {mask.dtype}: give torch.bool, True = corrupted')
@@ -32,7 +37,15 @@ def masked_error(
     err,                  # Error of each difference, 0 at 0, such as `torch.abs`
     reduction:str='mean', # 'sum', 'mean' (per corrupted element) or 'none' (mean of each image)
 ) -> torch.Tensor:        # Scalar, or (bs,) for 'none'; fp32, or fp64 if an input is
-    "Error of the corrupted elements: equation (1)"
+    """Error of the corrupted elements: equation (1)
+
+    pred (torch.Tensor): Reconstruction (bs, C, H, W), any float dtype
+    target (torch.Tensor): Clean images (bs, C, H, W)
+    mask (torch.Tensor): bool (bs, 1, H, W) or broadcastable, True = corrupted
+    err: Error of each difference, 0 at 0, such as `torch.abs`
+    reduction (str, default 'mean'): 'sum', 'mean' (per corrupted element) or 'none' (mean of each image)
+    Returns (torch.Tensor): Scalar, or (bs,) for 'none'; fp32, or fp64 if an input is
+    """
     pred,target,mask = (o if type(o) is torch.Tensor else o.as_subclass(torch.Tensor) for o in (pred, target, mask))
     check_masked(pred, target, mask)
     if reduction not in ('mean', 'sum', 'none'):
@@ -46,7 +59,10 @@ def masked_error(
 
 # %% ../nbs/40_loss.ipynb #d425b589
 class MaskedL1Loss(nn.Module):
-    "Mean or sum of |x - x̄| over the corrupted elements: equation (1)"
+    """Mean or sum of |x - x̄| over the corrupted elements: equation (1)
+
+    reduction (str, default 'mean'): 'mean' per corrupted element, 'sum' as in the paper, 'none': one value per image
+    """
     err = staticmethod(torch.abs)
     def __init__(self,
         reduction:str='mean', # 'mean' per corrupted element, 'sum' as in the paper, 'none': one value per image

@@ -20,7 +20,11 @@ from .ablations import BASES, Experiment, Sweep, difference, read_results, seen,
 def paper_numbers(
     table:str=None, # 'table_1' ... 'table_6', 'figure_2' ... 'figure_6', 'figure_4a' ... 'figure_4c'; None: all
 ) -> pd.DataFrame:  # table, row, column, value, unit
-    "Numbers printed in the paper, one a row"
+    """Numbers printed in the paper, one a row
+
+    table (str, default None): 'table_1' ... 'table_6', 'figure_2' ... 'figure_6', 'figure_4a' ... 'figure_4c'; None: all
+    Returns (pd.DataFrame): table, row, column, value, unit
+    """
     df = pd.read_csv(files('gmml_nb')/'paper.csv')
     if table is None: return df
     names = sorted(set(df.table))
@@ -33,7 +37,12 @@ def paper_table(
     table:str,     # As in `paper_numbers`
     unit:str='%',  # Of the numbers: '%', 'points' (differences named in the text), 'epochs', 'images'...
 ) -> pd.DataFrame: # As printed; NaN where the paper has a dash
-    "Numbers of a table in the rows and columns of the paper"
+    """Numbers of a table in the rows and columns of the paper
+
+    table (str): As in `paper_numbers`
+    unit (str, default '%'): Of the numbers: '%', 'points' (differences named in the text), 'epochs', 'images'...
+    Returns (pd.DataFrame): As printed; NaN where the paper has a dash
+    """
     df = paper_numbers(table)
     df = df[df.unit == unit]
     full = df[df.row == df.row.mode()[0]].column      # of a row without a dash: the order of the columns
@@ -47,7 +56,14 @@ def full_scale(
     share:float=1.,   # Of the training images, 0-1
     bs:int=256,       # Images of a step
 ) -> pd.DataFrame:    # A row for each data set
-    "Images and steps of pretraining as in the paper (Table 5, appendix C.1)"
+    """Images and steps of pretraining as in the paper (Table 5, appendix C.1)
+
+    data: Names of data sets in Table 5, or one name
+    epochs (int): Of pretraining
+    share (float, default 1.0): Of the training images, 0-1
+    bs (int, default 256): Images of a step
+    Returns (pd.DataFrame): A row for each data set
+    """
     sizes = paper_table('table_5', 'images')['training images'].astype(int).rename({'CUB200': 'CUB'})
     data = [data] if isinstance(data, str) else list(data)
     for o in data:
@@ -63,7 +79,12 @@ def sweep_runs(
     sweep:str,              # A key of `SWEEPS`, or 'equal_seconds'
     folder='../../results', # Where the results files are; as seen from a page of the paper
 ) -> dict:                  # {base: data frame, a row a run}; empty where nothing has been run
-    "Finished runs of a sweep, for each base"
+    """Finished runs of a sweep, for each base
+
+    sweep (str): A key of `SWEEPS`, or 'equal_seconds'
+    folder (default '../../results'): Where the results files are; as seen from a page of the paper
+    Returns (dict): {base: data frame, a row a run}; empty where nothing has been run
+    """
     def table(name, f):
         s = Sweep(name, file_base(f), SEEDS, f)
         df = s.table()
@@ -76,7 +97,11 @@ def sweep_runs(
 def file_base(
     file:Path,      # JSON lines
 ) -> Experiment:    # None where there is none
-    "What the runs of a file have in common: the base of its name, or what most lines share"
+    """What the runs of a file have in common: the base of its name, or what most lines share
+
+    file (Path): JSON lines
+    Returns (Experiment): None where there is none
+    """
     if file.stem in BASES: return BASES[file.stem]
     df = read_results(file)
     if 'held_out' not in df: return None
@@ -91,7 +116,12 @@ def transfer_runs(
     arch:str='',            # Part of the architecture's name
     folder='../../results', # As in `sweep_runs`
 ) -> dict:                  # {data that is fine-tuned on, and what else tells groups apart: runs}; `start`: what was pretrained on, or 'random'
-    "Finished runs that pretrain on one data set and fine-tune on another, and what they compare with"
+    """Finished runs that pretrain on one data set and fine-tune on another, and what they compare with
+
+    arch (str, default ''): Part of the architecture's name
+    folder (default '../../results'): As in `sweep_runs`
+    Returns (dict): {data that is fine-tuned on, and what else tells groups apart: runs}; `start`: what was pretrained on, or 'random'
+    """
     dfs = [read_results(f) for f in sorted(Path(folder).glob('*.jsonl'))]
     dfs = [o for o in dfs if 'pretrain_on' in o]
     if not dfs: return {}
@@ -116,7 +146,11 @@ MEASURED = ('id', 'value', 'half', 'metric', 'images_tested', 'change', 'images_
 def conditions(
     runs:dict,     # From `sweep_runs`
 ) -> pd.DataFrame: # A column for each base
-    "What the runs of each base had in common, and what varied"
+    """What the runs of each base had in common, and what varied
+
+    runs (dict): From `sweep_runs`
+    Returns (pd.DataFrame): A column for each base
+    """
     def text(v): return v if isinstance(v, str) else f'{v:g}' if isinstance(v, float) else json.dumps(v)
     def column(df):
         df = df.assign(epochs=df.epochs.astype(object).where(df.method != 'random'))   # no pretraining, whatever the line says
@@ -132,7 +166,14 @@ def claim(
     b,                # Value of `by` that it is compared with
     by:str='method',  # Column that tells them apart
 ) -> str:             # 'holds here: ...', 'does not hold here: ...' or 'not tested here: ...'
-    "Is `a` better than `b`? From the differences of the seeds that both have"
+    """Is `a` better than `b`? From the differences of the seeds that both have
+
+    df (pd.DataFrame): Runs of one base, with columns `seed`, `value` (accuracy, 0-1) and `by`
+    a: Value of `by` that the paper finds better
+    b: Value of `by` that it is compared with
+    by (str, default 'method'): Column that tells them apart
+    Returns (str): 'holds here: ...', 'does not hold here: ...' or 'not tested here: ...'
+    """
     if a == b: return f'not tested here: no {by} but {a}'
     mean,half,n = difference(df, a, b, by)
     if n < 2: return f'not tested here: {n} seed{"" if n == 1 else "s"} of both {a} and {b}'
@@ -147,7 +188,13 @@ def claims(
     runs:dict,       # From `sweep_runs`
     by:str='method', # Column that tells `a` and `b` apart
 ) -> pd.DataFrame:   # claim, data, verdict
-    "A verdict for each claim and base"
+    """A verdict for each claim and base
+
+    what (dict): {claim in words: (a, b), or a function of a base's runs that returns them, or None}
+    runs (dict): From `sweep_runs`
+    by (str, default 'method'): Column that tells `a` and `b` apart
+    Returns (pd.DataFrame): claim, data, verdict
+    """
     rows = []
     for k,ab in what.items():
         if ab is None: rows.append((k, '', 'not tested here: no experiment'))

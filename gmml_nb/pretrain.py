@@ -127,7 +127,12 @@ def get_recipe(
     recipe='paper', # A name in `RECIPES`, or a `Recipe`
     **overrides,    # Fields to change
 ) -> Recipe:        # The recipe of a run
-    "A named recipe with some fields changed; an unknown name or field is a `ValueError` that suggests the nearest"
+    """A named recipe with some fields changed; an unknown name or field is a `ValueError` that suggests the nearest
+
+    recipe (default 'paper'): A name in `RECIPES`, or a `Recipe`
+    **overrides: Fields to change
+    Returns (Recipe): The recipe of a run
+    """
     if isinstance(recipe, str): recipe = RECIPES[known(recipe, RECIPES, 'recipe')]
     if not isinstance(recipe, Recipe): raise ValueError(f'recipe={recipe!r}: give one of {", ".join(map(repr, RECIPES))}, or a Recipe')
     return override(recipe, ALSO, **overrides)
@@ -136,7 +141,11 @@ def get_recipe(
 def make_alien(
     r:Recipe, # Choices of the run
 ):            # A callable that corrupts: `Zeros`, `Noise`, `Replace`, `Combine` or `NoCorruption`
-    "The alien concept a recipe names"
+    """The alien concept a recipe names
+
+    r (Recipe): Choices of the run
+    Returns: A callable that corrupts: `Zeros`, `Noise`, `Replace`, `Combine` or `NoCorruption`
+    """
     kw = dict(max_side=r.max_side, unit=r.unit, placement=r.placement)
     z,n,p = Zeros(r.zeros, **kw), Noise(r.noise, **kw), Replace(r.replace, allow_self=r.donor_self, **kw)
     aliens = dict(zeros=z, noise=n, replace=p, comb1=Combine(n, p), comb2=Combine(z, n, p), none=NoCorruption())
@@ -150,7 +159,15 @@ def augment(
     size=None,      # (H, W) of the result; None: that of `x`
     hw=None,        # Height and width of each original, (bs, 2): crops are drawn in those; None: those of `x`
 ) -> torch.Tensor:  # Images (bs, C, H, W), float, 0-1
-    "Random crop, flip, colour jitter and blur of each image, on its device (appendix C.1)"
+    """Random crop, flip, colour jitter and blur of each image, on its device (appendix C.1)
+
+    x (torch.Tensor): Images (bs, C, h, w), uint8, or float, 0-1
+    r (Recipe): Choices of the run
+    generator (default None): `torch.Generator` on the device of `x`
+    size (default None): (H, W) of the result; None: that of `x`
+    hw (default None): Height and width of each original, (bs, 2): crops are drawn in those; None: those of `x`
+    Returns (torch.Tensor): Images (bs, C, H, W), float, 0-1
+    """
     x = random_resized_crop(x, scale=r.crop, size=size, generator=generator, hw=hw)
     x = random_flip(x, p=r.flip, generator=generator)
     if r.jitter_p: x = color_jitter(x, *r.jitter, p=r.jitter_p, generator=generator)
@@ -159,7 +176,14 @@ def augment(
 
 # %% ../nbs/50_pretrain.ipynb #e9fe360b
 class GMML(Callback):
-    "Turn a batch `(images,)` into `(corrupted,)` and `(clean, mask)`, on the device of the batch"
+    """Turn a batch `(images,)` into `(corrupted,)` and `(clean, mask)`, on the device of the batch
+
+    recipe (Recipe): Choices of the run
+    patch_size: Pixels, a number or (ph, pw)
+    stats: Mean and standard deviation of each channel, 0-1: a pair of (C,) tensors
+    seed (int, default 42): Of crops and corruption; each process adds its rank
+    chunk (int, default 64): Held-out images that share a generator
+    """
     order = CastToTensor.order + .5   # after fastai has cast the batch, before `MixedPrecision` (10) enters autocast
     method,facts = 'gmml',{}          # which method trains, and what it is set to beyond the recipe
     def __init__(self,
@@ -176,7 +200,11 @@ class GMML(Callback):
 def to_float(
     x:torch.Tensor, # Images, uint8 or float 0-1
 ) -> torch.Tensor:  # A plain float tensor, 0-1
-    "Images as floats"
+    """Images as floats
+
+    x (torch.Tensor): Images, uint8 or float 0-1
+    Returns (torch.Tensor): A plain float tensor, 0-1
+    """
     x = x.as_subclass(torch.Tensor)
     return x.float()/255 if x.dtype == torch.uint8 else x.float()
 
@@ -185,7 +213,11 @@ def to_float(
 def normalise(self:GMML,
     x:torch.Tensor, # Images (bs, C, H, W), 0-1
 ) -> torch.Tensor:  # The same, mean 0 and standard deviation 1 over the data
-    "Subtract the mean and divide by the standard deviation of each channel"
+    """Subtract the mean and divide by the standard deviation of each channel
+
+    x (torch.Tensor): Images (bs, C, H, W), 0-1
+    Returns (torch.Tensor): The same, mean 0 and standard deviation 1 over the data
+    """
     m,s = (o.to(x.device, x.dtype).view(-1, 1, 1) for o in self.stats)
     return (x - m) / s
 
@@ -193,7 +225,11 @@ def normalise(self:GMML,
 def denormalise(self:GMML,
     x:torch.Tensor, # Normalised images (bs, C, H, W)
 ) -> torch.Tensor:  # Images, 0-1, clipped
-    "Undo `normalise`, to look at images"
+    """Undo `normalise`, to look at images
+
+    x (torch.Tensor): Normalised images (bs, C, H, W)
+    Returns (torch.Tensor): Images, 0-1, clipped
+    """
     m,s = (o.to(x.device, x.dtype).view(-1, 1, 1) for o in self.stats)
     return (x*s + m).clamp(0, 1)
 
@@ -203,7 +239,12 @@ def corrupt(self:GMML,
     x:torch.Tensor, # Normalised images (bs, C, H, W)
     idxs=None,      # Place of each image in the held-out set: fixes its corruption; None: at random
 ) -> tuple:         # `(corrupted, mask)`: (bs, C, H, W), bool (bs, 1, H, W)
-    "Corrupt a batch: at random in training, always alike for the same held-out image"
+    """Corrupt a batch: at random in training, always alike for the same held-out image
+
+    x (torch.Tensor): Normalised images (bs, C, H, W)
+    idxs (default None): Place of each image in the held-out set: fixes its corruption; None: at random
+    Returns (tuple): `(corrupted, mask)`: (bs, C, H, W), bool (bs, 1, H, W)
+    """
     if idxs is None:   # a view at a time: no image is replaced by its own other view
         o = [self.alien(v, self.patch_size, generator=self.generator) for v in x.chunk(self.recipe.views)]
         return o[0] if len(o) == 1 else tuple(map(torch.cat, zip(*o)))
@@ -215,7 +256,11 @@ def corrupt(self:GMML,
 def held_out(self:GMML,
     n:int=None, # Images; None: as many as may be donors
 ):              # Normalised (n, C, H, W), on the device that trains
-    "The first held-out images, or training images where none are held out"
+    """The first held-out images, or training images where none are held out
+
+    n (int, default None): Images; None: as many as may be donors
+    Returns: Normalised (n, C, H, W), on the device that trains
+    """
     ds = (self.dls.valid if len(self.dls.valid) else self.dls.train).dataset
     if not len(ds): raise ValueError('this learner has no images, for fastai exports it without: give it some, learn.dls = pretrain_dls(...)')
     return self.prepared(ds, n or self.chunk)
@@ -225,7 +270,12 @@ def prepared(self:GMML,
     ds,    # Data set of whole images
     n:int, # How many
 ):         # Normalised (n, C, H, W), on the device that trains
-    "The first images of a set, as held-out images are shown to the model"
+    """The first images of a set, as held-out images are shown to the model
+
+    ds: Data set of whole images
+    n (int): How many
+    Returns: Normalised (n, C, H, W), on the device that trains
+    """
     x = ds.batch(range(min(n, len(ds))))[0].to(self.dls.device)
     return self.normalise(in_the_middle(x, self.dls.size))
 
@@ -235,7 +285,12 @@ def fixed_draws(self:GMML,
     x:torch.Tensor, # Normalised held-out images (bs, C, H, W)
     idxs,           # Their places in the held-out set, `bs` numbers
 ) -> tuple:         # Random numbers for `alien.apply`, donors (bs, C, H, W)
-    "Random numbers that depend on the place of each image alone: not on batch size, epoch or process"
+    """Random numbers that depend on the place of each image alone: not on batch size, epoch or process
+
+    x (torch.Tensor): Normalised held-out images (bs, C, H, W)
+    idxs: Their places in the held-out set, `bs` numbers
+    Returns (tuple): Random numbers for `alien.apply`, donors (bs, C, H, W)
+    """
     n,idxs = self.chunk,np.asarray(idxs)
     chunks,which = np.unique(idxs//n, return_inverse=True)
     gens = [torch.Generator().manual_seed(self.seed + 1_000_003*(int(c) + 1)) for c in chunks]
@@ -270,7 +325,12 @@ def inputs(self:GMML,
     corrupted:torch.Tensor, # Normalised, corrupted images (bs, C, H, W)
     mask:torch.Tensor,      # bool (bs, 1, H, W), True = corrupted
 ) -> tuple:                 # Arguments of the model
-    "What the model sees: GMML's model is not told where the corruption is"
+    """What the model sees: GMML's model is not told where the corruption is
+
+    corrupted (torch.Tensor): Normalised, corrupted images (bs, C, H, W)
+    mask (torch.Tensor): bool (bs, 1, H, W), True = corrupted
+    Returns (tuple): Arguments of the model
+    """
     return corrupted,
 
 @patch
@@ -279,7 +339,13 @@ def restored(self:GMML,
     x:torch.Tensor,    # Clean, normalised images (bs, C, H, W)
     mask:torch.Tensor, # bool (bs, 1, H, W), True = corrupted
 ) -> torch.Tensor:     # Normalised images (bs, C, H, W)
-    "What the model returned, as images: GMML's model returns images"
+    """What the model returned, as images: GMML's model returns images
+
+    pred (torch.Tensor): What the model returned (bs, C, H, W)
+    x (torch.Tensor): Clean, normalised images (bs, C, H, W)
+    mask (torch.Tensor): bool (bs, 1, H, W), True = corrupted
+    Returns (torch.Tensor): Normalised images (bs, C, H, W)
+    """
     return pred
 
 # %% ../nbs/50_pretrain.ipynb #f75529ce
@@ -325,7 +391,10 @@ class AvgMaskedLoss(AvgLoss):
 
 # %% ../nbs/50_pretrain.ipynb #01bd4cad
 class ClipEach(Callback):
-    "Clip the gradient of each tensor on its own, as the authors do"
+    """Clip the gradient of each tensor on its own, as the authors do
+
+    max_norm (float, default 3.0): Largest l2 norm of one tensor's gradient
+    """
     order = MixedPrecision.order + 1   # its `before_step` has undone the loss scale
     def __init__(self,
         max_norm:float=3., # Largest l2 norm of one tensor's gradient
@@ -373,7 +442,10 @@ def trackers(
 
 # %% ../nbs/50_pretrain.ipynb #82003691
 class LogEvery(Callback):
-    "Validate and write a row of the log at the end of an epoch, when so many steps have gone by"
+    """Validate and write a row of the log at the end of an epoch, when so many steps have gone by
+
+    steps (int): Between two rows, at least
+    """
     order = Recorder.order + 1   # when the recorder has made its row
     def __init__(self,
         steps:int, # Between two rows, at least
@@ -399,13 +471,20 @@ class LogEvery(Callback):
 def decay_groups(
     model:nn.Module, # Any model
 ) -> list:           # Two lists: parameters that decay, and biases, norms and other 1-D ones, which do not
-    "Split parameters by whether weight decay is for them"
+    """Split parameters by whether weight decay is for them
+
+    model (nn.Module): Any model
+    Returns (list): Two lists: parameters that decay, and biases, norms and other 1-D ones, which do not
+    """
     ps = [p for p in model.parameters() if p.requires_grad]
     return [[p for p in ps if p.ndim > 1], [p for p in ps if p.ndim <= 1]]
 
 # %% ../nbs/50_pretrain.ipynb #a1f5910d
 class GlobalMean(Callback):
-    "With several batches or processes in a step, the mean over all of their corrupted pixels, not a mean of means"
+    """With several batches or processes in a step, the mean over all of their corrupted pixels, not a mean of means
+
+    accumulate (int, default 1): Batches in a step
+    """
     order,run_valid = MixedPrecision.order - 4,False
     def __init__(self,
         accumulate:int=1, # Batches in a step
@@ -444,7 +523,10 @@ def after_fit(self:GlobalMean):
 def check_unlabelled(
     dls:DataLoaders, # What pretraining was given
 ):
-    "Raise a `ValueError` unless a batch is a 1-tuple of images; a bare tensor, fastai would train on its first image alone"
+    """Raise a `ValueError` unless a batch is a 1-tuple of images; a bare tensor, fastai would train on its first image alone
+
+    dls (DataLoaders): What pretraining was given
+    """
     if not isinstance(dls, DataLoaders):
         src = repr(str(dls)) if isinstance(dls, (str, Path)) else '...'
         raise ValueError(f'dls is a {type(dls).__name__}, not loaders: make them first, gmml_learner(pretrain_dls({src}), ...)')
@@ -588,7 +670,45 @@ def method_learner(
     accumulate:int=1, grad_checkpoint:bool=False, compile:bool=False,
     **overrides,            # Fields of `Recipe` to change; the others as in `gmml_learner`
 ) -> Learner:
-    "A `Learner` that pretrains `arch` with the recipe's optimiser, and with the model, callback and loss of some method"
+    """A `Learner` that pretrains `arch` with the recipe's optimiser, and with the model, callback and loss of some method
+
+    dls (DataLoaders): From `pretrain_dls`: batches are 1-tuples of images
+    arch (str): timm name of a `VisionTransformer`
+    recipe: A name in `RECIPES`, or a `Recipe`
+    make_model: Function of (encoder, recipe): a model with an attribute `encoder`
+    callback: Function of (recipe, patch_size, stats, seed): a `GMML`
+    make_loss: Function of (encoder, recipe): called as loss(prediction, clean, mask)
+    **overrides: Fields of `Recipe` to change; the others as in `gmml_learner`
+        alien (str, default 'comb1'): what corrupts: zeros, noise, replace, comb1, comb2, none (sections 2.2, 3.2)
+        zeros (tuple, default (0.5, 0.7)): corrupted area / image area by zeros: a number or (low, high)
+        noise (tuple, default (0.5, 0.7)): the same by noise (appendix C.1)
+        replace (float, default 0.3): the same by another image (appendix C.1)
+        max_side (float, default 0.3): longest side of a group / side of the image; 0: single tokens
+        unit (str, default 'token'): groups are made of whole tokens, or of pixels: 'token' or 'pixel'
+        placement (str, default 'even'): 'even': every place alike; 'authors': as their sampler does
+        donor_self (bool, default False): may an image be replaced by itself?
+        views (int, default 1): crops of each image in a step, each corrupted on its own
+        crop (tuple, default (0.05, 1.0)): area of the random crop / image area
+        flip (float, default 0.5): probability of a horizontal flip
+        jitter (tuple, default (0.1, 0.1, 0.1, 0.01)): brightness, contrast, saturation, hue
+        jitter_p (float, default 0.3): probability of the jitter
+        blur (tuple, default (0.1, 2.0)): standard deviation of the blur, pixels
+        blur_p (float, default 0.0): probability of the blur
+        blocks (tuple, default (6, 8, 10, 12)): blocks fused for the decoder, 1-based (section 2.3)
+        decoder_layers (int, default 2): pointwise layers of the decoder
+        decoder_act (str, default 'relu'): activation after each: 'relu' or 'gelu'
+        drop_path (float, default 0.1): stochastic depth of the last block
+        pos_init (str, default 'random'): start of the learnable position embedding: 'random' or 'sincos'
+        loss (str, default 'l1'): 'l1' (equation 1) or 'l2', on the corrupted pixels
+        lr (float, default 0.0005): peak learning rate of a batch of 256 images; it grows with the batch
+        lr_end (float, default 1e-06): last learning rate
+        warmup (int, default 10): epochs of linear warm-up, a tenth of the run at most
+        wd (float, default 0.04): weight decay at the start
+        wd_end (float, default 0.4): and at the end, along a cosine
+        mom (float, default 0.9): Adam's beta 1
+        sqr_mom (float, default 0.999): Adam's beta 2
+        clip (float, default 3.0): largest gradient norm of a single tensor; 0: no clipping
+    """
     r = get_recipe(recipe, **overrides)
     number('seed', seed, -2**62, 2**62, whole=True)
     if not isinstance(model_args or {}, dict): raise ValueError(f'model_args={model_args!r}: give a dict, such as dict(embed_dim=192, num_heads=3)')
@@ -616,14 +736,22 @@ def gmml_model(
     enc:GMMLEncoder, # Any
     r:Recipe,        # Choices of the run
 ) -> nn.Module:
-    "The encoder and the decoder that the recipe names"
+    """The encoder and the decoder that the recipe names
+
+    enc (GMMLEncoder): Any
+    r (Recipe): Choices of the run
+    """
     return GMMLAutoencoder(enc, PointwiseDecoder(enc.dim, enc.in_chans, enc.patch_size, r.decoder_layers, ACTS[r.decoder_act]))
 
 def recipe_loss(
     enc:GMMLEncoder, # Any
     r:Recipe,        # Choices of the run
 ) -> nn.Module:
-    "The loss that the recipe names"
+    """The loss that the recipe names
+
+    enc (GMMLEncoder): Any
+    r (Recipe): Choices of the run
+    """
     return LOSSES[r.loss]()
 
 # %% ../nbs/50_pretrain.ipynb #2fd3544e
@@ -643,7 +771,53 @@ def gmml_learner(
     compile:bool=False,     # `torch.compile` the model?
     **overrides,            # Fields of `Recipe` to change
 ) -> Learner:               # With `fit_gmml`, `show_reconstructions` and `export_encoder`
-    "A `Learner` that pretrains `arch` by restoring corrupted images"
+    """A `Learner` that pretrains `arch` by restoring corrupted images
+
+    dls (DataLoaders): From `pretrain_dls`: batches are 1-tuples of images
+    arch (str, default 'vit_small_patch16_224'): timm name of a `VisionTransformer`
+    recipe (default 'paper'): A name in `RECIPES`, or a `Recipe`
+    pretrained (bool, default False): Start from timm's weights?
+    patch_size (default None): Pixels, a number or (ph, pw); None: the architecture's
+    model_args (dict, default None): More arguments of `timm.create_model`: `embed_dim`, `depth`, `num_heads`
+    seed (int, default 42): Of the weights, the crops and the corruption
+    cbs (default None): fastai callbacks
+    metrics (default None): Functions of (reconstruction, clean, mask)
+    path (default '.'): Folder for models and logs
+    accumulate (int, default 1): Batches in a step of the optimiser
+    grad_checkpoint (bool, default False): Compute activations twice instead of keeping them?
+    compile (bool, default False): `torch.compile` the model?
+    **overrides: Fields of `Recipe` to change
+        alien (str, default 'comb1'): what corrupts: zeros, noise, replace, comb1, comb2, none (sections 2.2, 3.2)
+        zeros (tuple, default (0.5, 0.7)): corrupted area / image area by zeros: a number or (low, high)
+        noise (tuple, default (0.5, 0.7)): the same by noise (appendix C.1)
+        replace (float, default 0.3): the same by another image (appendix C.1)
+        max_side (float, default 0.3): longest side of a group / side of the image; 0: single tokens
+        unit (str, default 'token'): groups are made of whole tokens, or of pixels: 'token' or 'pixel'
+        placement (str, default 'even'): 'even': every place alike; 'authors': as their sampler does
+        donor_self (bool, default False): may an image be replaced by itself?
+        views (int, default 1): crops of each image in a step, each corrupted on its own
+        crop (tuple, default (0.05, 1.0)): area of the random crop / image area
+        flip (float, default 0.5): probability of a horizontal flip
+        jitter (tuple, default (0.1, 0.1, 0.1, 0.01)): brightness, contrast, saturation, hue
+        jitter_p (float, default 0.3): probability of the jitter
+        blur (tuple, default (0.1, 2.0)): standard deviation of the blur, pixels
+        blur_p (float, default 0.0): probability of the blur
+        blocks (tuple, default (6, 8, 10, 12)): blocks fused for the decoder, 1-based (section 2.3)
+        decoder_layers (int, default 2): pointwise layers of the decoder
+        decoder_act (str, default 'relu'): activation after each: 'relu' or 'gelu'
+        drop_path (float, default 0.1): stochastic depth of the last block
+        pos_init (str, default 'random'): start of the learnable position embedding: 'random' or 'sincos'
+        loss (str, default 'l1'): 'l1' (equation 1) or 'l2', on the corrupted pixels
+        lr (float, default 0.0005): peak learning rate of a batch of 256 images; it grows with the batch
+        lr_end (float, default 1e-06): last learning rate
+        warmup (int, default 10): epochs of linear warm-up, a tenth of the run at most
+        wd (float, default 0.04): weight decay at the start
+        wd_end (float, default 0.4): and at the end, along a cosine
+        mom (float, default 0.9): Adam's beta 1
+        sqr_mom (float, default 0.999): Adam's beta 2
+        clip (float, default 3.0): largest gradient norm of a single tensor; 0: no clipping
+    Returns (Learner): With `fit_gmml`, `show_reconstructions` and `export_encoder`
+    """
     return method_learner(dls, arch, recipe, gmml_model, GMML, recipe_loss, pretrained, patch_size, model_args, seed,
                           cbs, metrics, path, accumulate, grad_checkpoint, compile, **overrides)
 
@@ -654,7 +828,14 @@ def warmup_cosine(
     end,          # Last value
     warmup:float, # Share of the run for the linear rise, 0-1
 ):                # Function of the share of the run that is done, 0-1
-    "Linear rise, then half a cosine down"
+    """Linear rise, then half a cosine down
+
+    start (float): First value
+    peak: Value after the warm-up
+    end: Last value
+    warmup (float): Share of the run for the linear rise, 0-1
+    Returns: Function of the share of the run that is done, 0-1
+    """
     return partial(_warmup_cosine, start=start, peak=peak, end=end, warmup=warmup)
 
 def _warmup_cosine(pos, start, peak, end, warmup):
@@ -668,7 +849,11 @@ def _decayed(pos, start, end): return [_warmup_cosine(pos, start, start, end, 0.
 def gmml_scheds(self:Learner,
     n_epoch:int, # Length of the run
 ) -> dict:       # Functions of the share of the run that is done
-    "Learning rate and weight decay along the run, as the recipe has them"
+    """Learning rate and weight decay along the run, as the recipe has them
+
+    n_epoch (int): Length of the run
+    Returns (dict): Functions of the share of the run that is done
+    """
     r,acc = self.gmml.recipe,self.global_mean.accumulate
     lr = r.lr*step_images(self.dls)*acc/256
     scheds = dict(lr=warmup_cosine(r.lr_end, lr, r.lr_end, min(r.warmup/n_epoch, .1)), wd=partial(_decayed, start=r.wd, end=r.wd_end))
@@ -682,7 +867,11 @@ def _of_step(pos, sched, batches, accumulate): return sched(round(pos*batches)//
 def gmml_cost(self:Learner,
     n_epoch:int, # Length of the run
 ) -> str:        # A line to print
-    "Images, steps and time of a run, from two steps on blank images whose gradients are thrown away"
+    """Images, steps and time of a run, from two steps on blank images whose gradients are thrown away
+
+    n_epoch (int): Length of the run
+    Returns (str): A line to print
+    """
     dl,cb = self.dls.train,self.gmml
     bs,dev = min(self.dls.bs, len(dl.dataset)),self.dls.device
     few = f' (bs={self.dls.bs} is more than there are)' if bs < self.dls.bs else ''
@@ -707,7 +896,10 @@ def gmml_cost(self:Learner,
 def check_epochs(
     n_epoch, # Length of a run
 ):
-    "Raise a `ValueError` unless `n_epoch` is a whole number of at least 1"
+    """Raise a `ValueError` unless `n_epoch` is a whole number of at least 1
+
+    n_epoch: Length of a run
+    """
     number('n_epoch', n_epoch, 1, whole=True)
 
 # %% ../nbs/50_pretrain.ipynb #fc04c54f
@@ -715,7 +907,11 @@ def check_run(
     learn:Learner, # From `gmml_learner`
     n_epoch:int,   # Length of the run
 ):
-    "Raise a `ValueError` before a run that could not train"
+    """Raise a `ValueError` before a run that could not train
+
+    learn (Learner): From `gmml_learner`
+    n_epoch (int): Length of the run
+    """
     if not hasattr(learn, 'gmml'): raise ValueError('fit_gmml needs a learner from gmml_learner')
     check_epochs(n_epoch), check_loss(learn)
     if not len(learn.dls.train): raise ValueError(f'no whole batch of {learn.dls.bs} in {len(learn.dls.train.dataset)} images: lower bs')
@@ -731,7 +927,12 @@ def run_facts(
     learn:Learner, # From `gmml_learner`
     n_epoch:int,   # Length of the run
 ) -> dict:         # JSON values
-    "What a run must share with one that it goes on from"
+    """What a run must share with one that it goes on from
+
+    learn (Learner): From `gmml_learner`
+    n_epoch (int): Length of the run
+    Returns (dict): JSON values
+    """
     enc,cb = get_model(learn.model).encoder,learn.gmml
     return dict(asdict(cb.recipe), method=cb.method, **cb.facts, n_epoch=int(n_epoch), arch=enc.arch, model_args=enc.model_args, seed=cb.seed,
                 images=len(learn.dls.train.dataset), bs=learn.dls.bs, accumulate=learn.global_mean.accumulate, stats=[o.tolist() for o in cb.stats])
@@ -746,7 +947,15 @@ def fit_gmml(self:Learner,
     estimate:bool=True, # Time a step first, and say what the run will cost?
     **other,          # Refused, with what to do instead
 ):
-    "Pretrain with the schedules of the recipe (appendix C.1)"
+    """Pretrain with the schedules of the recipe (appendix C.1)
+
+    n_epoch (int, default None): Passes over the training images
+    cbs (default None): fastai callbacks for this run
+    checkpoint (default None): Folder, or a `Checkpoint`: save there every few minutes, and go on from what is there
+    log_steps (int, default None): Steps between validations and rows of the log, at least; None: they come after each epoch
+    estimate (bool, default True): Time a step first, and say what the run will cost?
+    **other: Refused, with what to do instead
+    """
     for k in other: known(k, ('n_epoch', 'cbs', 'checkpoint', 'log_steps', 'estimate'), 'argument of fit_gmml', FIT_WORDS)
     check_run(self, n_epoch), check_cbs(self, cbs)
     if estimate: print(self.gmml_cost(n_epoch))
@@ -760,7 +969,12 @@ def reconstruct(self:Learner,
     n:int=8, # Images
     dl=None, # Of other images, from `dls.test_dl`; None: those held out
 ) -> dict:   # `clean`, `corrupted`, `restored` (n, C, H, W), 0-1, and `mask` (n, 1, H, W)
-    "The first `n` images, corrupted as in validation, and what the model makes of them"
+    """The first `n` images, corrupted as in validation, and what the model makes of them
+
+    n (int, default 8): Images
+    dl (default None): Of other images, from `dls.test_dl`; None: those held out
+    Returns (dict): `clean`, `corrupted`, `restored` (n, C, H, W), 0-1, and `mask` (n, 1, H, W)
+    """
     cb = self.gmml
     cb.donors = cb.held_out()
     x = cb.held_out(n) if dl is None else cb.prepared(dl.dataset, n)
@@ -776,7 +990,11 @@ def reconstruct(self:Learner,
 def predict(self:PretrainLearner,
     item, # A path, a Pillow image, an array
 ) -> dict: # As of `reconstruct`, without the first dimension
-    "One image, corrupted, and what the model makes of it"
+    """One image, corrupted, and what the model makes of it
+
+    item: A path, a Pillow image, an array
+    Returns (dict): As of `reconstruct`, without the first dimension
+    """
     if isinstance(item, (list, tuple)) or isinstance(item, (str, Path)) and Path(item).is_dir():
         raise ValueError('predict takes one image; for several, learn.reconstruct(8, learn.dls.test_dl(files)), and image_files(folder) lists those of a folder')
     return {k: v[0] for k,v in self.reconstruct(1, self.dls.test_dl([item])).items()}
@@ -795,7 +1013,12 @@ def show_reconstructions(self:Learner,
     figsize=None,  # Inches; None: one inch an image
     dl=None,       # Of other images, from `dls.test_dl`; None: those held out
 ):
-    "Originals, what the encoder sees, and what it restores, a column each"
+    """Originals, what the encoder sees, and what it restores, a column each
+
+    n (int, default 8): Images
+    figsize (default None): Inches; None: one inch an image
+    dl (default None): Of other images, from `dls.test_dl`; None: those held out
+    """
     o = self.reconstruct(n, dl)
     rows = ['clean', 'corrupted', 'restored']
     n = len(o['clean'])
@@ -832,7 +1055,12 @@ def export_encoder(self:Learner,
     folder,  # Folder to write: `model.safetensors` and `config.json`
     **about, # More facts to keep in `config.json`, JSON values
 ) -> Path:   # The folder
-    "Write the encoder so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it"
+    """Write the encoder so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it
+
+    folder: Folder to write: `model.safetensors` and `config.json`
+    **about: More facts to keep in `config.json`, JSON values
+    Returns (Path): The folder
+    """
     if not hasattr(self, 'gmml'): raise ValueError('export_encoder writes what gmml_learner has trained; a classifier is written by export_classifier(learn, folder)')
     enc,cb = get_model(self.model).encoder,self.gmml
     recipe = asdict(cb.recipe)
@@ -879,7 +1107,11 @@ class MeasureTogether(Callback):
 def pick_device(
     device:str=None, # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the GPU if there is one
 ):                   # `torch.device`
-    "The device of this process; of several processes, each takes a GPU of its own"
+    """The device of this process; of several processes, each takes a GPU of its own
+
+    device (str, default None): 'cpu', 'cuda', 'cuda:1', 'mps'; None: the GPU if there is one
+    Returns: `torch.device`
+    """
     if device is None and os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes'): device = 'cpu'
     if device is not None:
         try: return torch.empty(0, device=device).device
@@ -896,7 +1128,13 @@ def all_processes(
     bf16:bool=False,   # bfloat16?
     unused:bool=False, # Are there parameters that get no gradient?
 ):
-    "Inside, `learn` trains in the precision that is asked for, on all processes that were launched, or on this one"
+    """Inside, `learn` trains in the precision that is asked for, on all processes that were launched, or on this one
+
+    learn (Learner): To train
+    fp16 (bool, default False): Half precision?
+    bf16 (bool, default False): bfloat16?
+    unused (bool, default False): Are there parameters that get no gradient?
+    """
     ask = 'fp16' if fp16 else 'bf16' if bf16 else os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')
     if ask == 'fp16': learn.to_fp16()
     if ask == 'bf16': learn.to_bf16()

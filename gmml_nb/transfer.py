@@ -28,7 +28,19 @@ def transfer(
     results='results/transfer.jsonl', # JSON lines
     **kwargs,           # More of `Sweep`: `work`, and fields of the base to change
 ) -> Sweep:             # With `cost`, `run` and `table`
-    "A sweep over what was pretrained on and what is fine-tuned on (Tables 2 and 3)"
+    """A sweep over what was pretrained on and what is fine-tuned on (Tables 2 and 3)
+
+    sources: Data sets to pretrain on: names, or folders of class folders
+    targets (default None): Data sets to fine-tune on; None: the sources
+    base (default 'digits'): A key of `BASES`, or an `Experiment`
+    seeds (default 3): How many, or which
+    methods (default ('gmml',)): Ways to pretrain, keys of `METHODS`
+    random (bool, default True): A row of random weights?
+    timm (bool, default False): A row of timm's weights for the base's architecture?
+    results (default 'results/transfer.jsonl'): JSON lines
+    **kwargs: More of `Sweep`: `work`, and fields of the base to change
+    Returns (Sweep): With `cost`, `run` and `table`
+    """
     targets = list(targets or sources)
     rows = [dict(source=_row(m, s, methods), method=m, pretrain_on=s) for m in methods for s in sources]
     rows += [dict(source=METHOD_NAMES[m], method=m) for m,on in (('random', random), ('timm', timm)) if on]
@@ -41,7 +53,12 @@ def transfer_matrix(
     df:pd.DataFrame,         # From `Sweep.table`
     numbers:str='mean',      # 'mean', 'half' (half the width of the 95 % interval over seeds) or 'text' (both)
 ) -> pd.DataFrame:           # %, a row for each source, a column for each target
-    "Accuracy by what was pretrained on and what was fine-tuned on"
+    """Accuracy by what was pretrained on and what was fine-tuned on
+
+    df (pd.DataFrame): From `Sweep.table`
+    numbers (str, default 'mean'): 'mean', 'half' (half the width of the 95 % interval over seeds) or 'text' (both)
+    Returns (pd.DataFrame): %, a row for each source, a column for each target
+    """
     known(numbers, ('mean', 'half', 'text'), 'kind of numbers')
     def cell(v):
         mean,half = interval(100*v.astype(float))
@@ -54,7 +71,12 @@ def plot_transfer(
     df:pd.DataFrame, # From `Sweep.table`
     ax=None,         # matplotlib axes
 ):                   # matplotlib axes
-    "The matrix as a heat map; colours compare within a column, since columns are tasks of different difficulty"
+    """The matrix as a heat map; colours compare within a column, since columns are tasks of different difficulty
+
+    df (pd.DataFrame): From `Sweep.table`
+    ax (default None): matplotlib axes
+    Returns: matplotlib axes
+    """
     m,text = transfer_matrix(df),transfer_matrix(df, 'text')
     ax = ax or plt.subplots(figsize=(1.5 + 1.4*m.shape[1], .8 + .5*len(m)))[1]
     ax.imshow(m - m.max(), cmap='Blues', aspect='auto', vmin=-max(1., np.nanmax(m.max() - m.min())), vmax=0)
@@ -68,6 +90,10 @@ def plot_transfer(
 def markdown(
     m:pd.DataFrame, # Any table
 ) -> str:           # Markdown
-    "A table with its index as a Markdown table"
+    """A table with its index as a Markdown table
+
+    m (pd.DataFrame): Any table
+    Returns (str): Markdown
+    """
     rows = [['', *m.columns], ['---']*(m.shape[1] + 1), *[[i, *r] for i,r in zip(m.index, m.values)]]
     return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in rows)

@@ -44,7 +44,16 @@ def images_for(
     most:int=32,  # Of a folder
     **fit,        # `resize`, `crop_pct` and `fill`, as in `fit_image`
 ) -> torch.Tensor: # (n, C, H, W), 0-1
-    "Images of any kind as a batch, brought to a size as held-out images are"
+    """Images of any kind as a batch, brought to a size as held-out images are
+
+    images: A folder, a path, a Pillow image, an array or tensor of one image or of a batch (uint8, or 0-1), or a list of such
+    size (tuple): Pixels (H, W)
+    in_chans (int): Channels
+    depth (dict, default None): Black and white of deep files, by kind; None: of each file by itself
+    most (int, default 32): Of a folder
+    **fit: `resize`, `crop_pct` and `fill`, as in `fit_image`
+    Returns (torch.Tensor): (n, C, H, W), 0-1
+    """
     if isinstance(images, (str, Path)) and Path(images).expanduser().is_dir(): images = image_files(images)[:most]
     if isinstance(images, (list, tuple)): return torch.cat([images_for(o, size, in_chans, depth, most, **fit) for o in images])
     if isinstance(images, (str, Path, Image.Image)):
@@ -81,7 +90,13 @@ def inside(
     stats=None,  # (mean, std) of each channel, 0-1; None: the model's own, where they are known
     n:int=32,    # Held-out images
 ) -> Inside:
-    "A model and a batch, ready to be looked at; a `ValueError` says what is missing"
+    """A model and a batch, ready to be looked at; a `ValueError` says what is missing
+
+    model: A learner, a folder of `export_encoder`, a timm name, or a module; or an `Inside`, which is returned
+    images (default None): As in `images_for`; None: held-out images of a pretraining learner
+    stats (default None): (mean, std) of each channel, 0-1; None: the model's own, where they are known
+    n (int, default 32): Held-out images
+    """
     if isinstance(model, Inside): return model
     learner,stats = isinstance(model, Learner),own_stats(model) if stats is None else stats
     vit = as_vit(model, None, model.dls.device if learner else default_device())
@@ -103,7 +118,13 @@ def restore_blocks(
     x:torch.Tensor, # Normalised images (bs, C, H, W), corrupted or not
     blocks=None,    # 1-based, increasing; None: all
 ) -> dict:          # {block: normalised images (bs, C, H, W)}
-    "Images that the decoder makes of the tokens of each block alone (Figures 2 and 5)"
+    """Images that the decoder makes of the tokens of each block alone (Figures 2 and 5)
+
+    o (Inside): Of a `GMMLAutoencoder`
+    x (torch.Tensor): Normalised images (bs, C, H, W), corrupted or not
+    blocks (default None): 1-based, increasing; None: all
+    Returns (dict): {block: normalised images (bs, C, H, W)}
+    """
     if not isinstance(o.net, GMMLAutoencoder): raise ValueError(f'a {type(o.net).__name__} has no decoder of single tokens: give a learner of '
         'gmml_learner or autoencoder_learner, or a GMMLAutoencoder; an exported encoder has none')
     blocks = o.blocks(blocks)
@@ -119,7 +140,15 @@ def corrupted(
     seed:int=0,     # Of the corruption
     donors=None,    # What `Replace` takes instead of other images of the batch (n, C, H, W)
 ) -> tuple:         # Corrupted images (n, C, H, W), bool mask (n, 1, H, W)
-    "Images corrupted in places that depend on the seed alone"
+    """Images corrupted in places that depend on the seed alone
+
+    x (torch.Tensor): Normalised images (n, C, H, W)
+    alien: An alien concept, such as `Noise(.3)`
+    patch_size: Pixels, a number or (ph, pw)
+    seed (int, default 0): Of the corruption
+    donors (default None): What `Replace` takes instead of other images of the batch (n, C, H, W)
+    Returns (tuple): Corrupted images (n, C, H, W), bool mask (n, 1, H, W)
+    """
     draws = alien.draw(x.shape, patch_size, generator=torch.Generator().manual_seed(seed))
     return alien.apply(x, {k: v.to(x.device) for k,v in draws.items()}, patch_size, donors=donors)
 
@@ -132,7 +161,16 @@ def block_pictures(
     seed:int=0,  # Of the corruption
     stats=None,  # As in `inside`
 ) -> dict:       # 'clean', 'corrupted' and each block: images (n, C, H, W), 0-1; and 'mask', bool (n, 1, H, W)
-    "Clean and corrupted images, and what the decoder makes of each block"
+    """Clean and corrupted images, and what the decoder makes of each block
+
+    model: As in `inside`, with a decoder
+    images (default None): As in `images_for`; None: held-out images
+    alien (default Noise(0.3)): What corrupts
+    blocks (default None): 1-based, increasing; None: all
+    seed (int, default 0): Of the corruption
+    stats (default None): As in `inside`
+    Returns (dict): 'clean', 'corrupted' and each block: images (n, C, H, W), 0-1; and 'mask', bool (n, 1, H, W)
+    """
     o = inside(model, images, stats)
     x,mask = corrupted(o.x, alien, o.patch_size, seed, o.donors)
     show = dict(clean=o.x, corrupted=x) | restore_blocks(o, x, blocks)
@@ -143,7 +181,12 @@ def as_tiles(
     rows, # Lists of images (C, H, W), 0-1, as many in each row; of other than 1 or 3 channels the first is shown
     pad:int=1, # Pixels between tiles
 ) -> torch.Tensor: # (3, h, w), 0-1, white between the tiles
-    "Rows of images as one picture"
+    """Rows of images as one picture
+
+    rows: Lists of images (C, H, W), 0-1, as many in each row; of other than 1 or 3 channels the first is shown
+    pad (int, default 1): Pixels between tiles
+    Returns (torch.Tensor): (3, h, w), 0-1, white between the tiles
+    """
     x = torch.stack([o if len(o) in (1, 3) else o[:1] for r in rows for o in r])
     return make_grid(x, nrow=len(rows[0]), padding=pad, pad_value=1.).clamp(0, 1)
 
@@ -155,7 +198,15 @@ def show_tiles(
     ax=None,     # matplotlib axes
     pad:int=1,   # Pixels between tiles
 ):               # matplotlib axes
-    "Draw rows of images, with names"
+    """Draw rows of images, with names
+
+    rows: As in `as_tiles`
+    cols (default None): Titles of the columns
+    names (default None): Names of the rows
+    ax (default None): matplotlib axes
+    pad (int, default 1): Pixels between tiles
+    Returns: matplotlib axes
+    """
     h,w = rows[0][0].shape[-2:]
     n,m = len(rows),len(rows[0])
     ax = ax or plt.subplots(figsize=(min(10, .8*m), min(10, .8*m)/m*n*h/w + .3), layout='constrained')[1]
@@ -179,7 +230,18 @@ def show_blocks(
     stats=None,  # As in `inside`
     ax=None,     # matplotlib axes
 ):               # matplotlib axes
-    "Corrupted images, what the decoder makes of each block, and the clean images; a row each (Figures 2 and 5)"
+    """Corrupted images, what the decoder makes of each block, and the clean images; a row each (Figures 2 and 5)
+
+    model: As in `inside`, with a decoder
+    images (default None): As in `images_for`; None: held-out images
+    aliens (default ALIENS): {name: alien concept}
+    blocks (default None): 1-based, increasing; None: all
+    n (int, default 3): Images of each
+    seed (int, default 0): Of the corruption
+    stats (default None): As in `inside`
+    ax (default None): matplotlib axes
+    Returns: matplotlib axes
+    """
     rows,names,o = [],[],inside(model, images, stats)
     for name,alien in aliens.items():
         p = block_pictures(o, alien=alien, blocks=blocks, seed=seed)
@@ -197,7 +259,15 @@ def block_errors(
     seed:int=0,  # Of the corruption
     stats=None,  # As in `inside`
 ) -> pd.DataFrame: # model, alien, block, error (standard deviations)
-    "Error of what the decoder makes of each block, where the images were corrupted"
+    """Error of what the decoder makes of each block, where the images were corrupted
+
+    models: {name: model}, or one model, as in `inside`, with decoders
+    images (default None): As in `images_for`; None: held-out images
+    aliens (default None): {name: alien concept}; None: for each learner its own
+    seed (int, default 0): Of the corruption
+    stats (default None): As in `inside`
+    Returns (pd.DataFrame): model, alien, block, error (standard deviations)
+    """
     rows = []
     for name,model in (models if isinstance(models, dict) else {'': models}).items():
         if aliens is None and not hasattr(model, 'gmml'): raise ValueError('only a pretraining learner has an alien concept of its own: give aliens')
@@ -212,7 +282,12 @@ def block_errors(
 def plot_block_errors(models, images=None, aliens=None, seed:int=0, stats=None, # As in `block_errors`
     ax=None, # matplotlib axes
 ):           # matplotlib axes
-    "`block_errors` against the block, a line for each model and alien concept"
+    """`block_errors` against the block, a line for each model and alien concept
+
+    models, images, aliens, seed, stats: As in `block_errors`
+    ax (default None): matplotlib axes
+    Returns: matplotlib axes
+    """
     ax = ax or plt.subplots(figsize=(5, 2.8), layout='constrained')[1]
     df = block_errors(models, images, aliens, seed, stats)
     for (m,a),d in df.groupby(['model', 'alien'], sort=False): ax.plot(d.block, d.error, '.-', label=', '.join(filter(None, (m, a))))
@@ -225,7 +300,12 @@ def attention_weights(
     attn:nn.Module, # timm `Attention`
     x:torch.Tensor, # What goes in (bs, n, d)
 ) -> torch.Tensor:  # (bs, heads, n, n): how much each token (row) looks at each (column); rows sum to 1
-    "Attention computed from the module's own queries and keys"
+    """Attention computed from the module's own queries and keys
+
+    attn (nn.Module): timm `Attention`
+    x (torch.Tensor): What goes in (bs, n, d)
+    Returns (torch.Tensor): (bs, heads, n, n): how much each token (row) looks at each (column); rows sum to 1
+    """
     if not isinstance(attn, Attention): raise ValueError(f'attention of a {type(attn).__name__} cannot be read, only that of timm.layers.Attention')
     bs,n,_ = x.shape
     q,k,_ = attn.qkv(x).reshape(bs, n, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)    # (bs, heads, n, d_h) each
@@ -241,7 +321,14 @@ def attention(
     blocks=None, # 1-based, increasing; None: all
     stats=None,  # As in `inside`
 ) -> dict:       # {block: (n, heads, p+n, p+n)}; class token and registers, if any, are the first p
-    "Attention of each block; the model is left as it was"
+    """Attention of each block; the model is left as it was
+
+    model: As in `inside`
+    images (default None): As in `images_for`; None: held-out images
+    blocks (default None): 1-based, increasing; None: all
+    stats (default None): As in `inside`
+    Returns (dict): {block: (n, heads, p+n, p+n)}; class token and registers, if any, are the first p
+    """
     o,kept = inside(model, images, stats),{}
     blocks = o.blocks(blocks)
     if not all(hasattr(o.vit.blocks[b-1], 'attn') for b in blocks):
@@ -258,7 +345,12 @@ def patch_attention(
     maps:dict, # From `attention`
     o:Inside,  # What it was of
 ) -> dict:     # {block: (n, heads, gh*gw, gh*gw)}; rows sum to 1 less what prefix tokens get
-    "Attention among patches, without class token and registers"
+    """Attention among patches, without class token and registers
+
+    maps (dict): From `attention`
+    o (Inside): What it was of
+    Returns (dict): {block: (n, heads, gh*gw, gh*gw)}; rows sum to 1 less what prefix tokens get
+    """
     p = o.vit.num_prefix_tokens
     return {b: a[..., p:, p:] for b,a in maps.items()}
 
@@ -270,7 +362,15 @@ def show_attention(
     stats=None,  # As in `inside`
     fig=None,    # matplotlib figure, or part of one
 ):               # The figure
-    "Who looks at whom in each block, mean over heads and images (Figures 6 to 8)"
+    """Who looks at whom in each block, mean over heads and images (Figures 6 to 8)
+
+    model: As in `inside`
+    images (default None): As in `images_for`; None: held-out images
+    blocks (default None): 1-based, increasing; None: all
+    stats (default None): As in `inside`
+    fig (default None): matplotlib figure, or part of one
+    Returns: The figure
+    """
     o = inside(model, images, stats)
     maps = {b: a.mean((0, 1)).cpu() for b,a in patch_attention(attention(o, blocks=blocks), o).items()}    # (n, n)
     cols = min(6, len(maps))
@@ -293,7 +393,14 @@ def neighbour_share(
     blocks=None, # 1-based, increasing; None: all
     stats=None,  # As in `inside`
 ) -> pd.Series:  # 0-1, by block
-    "Mean share of a patch's attention to patches that goes to itself and its eight neighbours"
+    """Mean share of a patch's attention to patches that goes to itself and its eight neighbours
+
+    model: As in `inside`
+    images (default None): As in `images_for`; None: held-out images
+    blocks (default None): 1-based, increasing; None: all
+    stats (default None): As in `inside`
+    Returns (pd.Series): 0-1, by block
+    """
     o = inside(model, images, stats)
     near = (distances(o.grid, (1, 1), p=float('inf')) <= 1).to(o.x.device)     # (n, n)
     maps = patch_attention(attention(o, blocks=blocks), o)
@@ -305,7 +412,13 @@ def distances(
     patch_size:tuple, # Pixels (ph, pw), or (1, 1) to count patches
     p:float=2.,       # 2: along the straight line; infinity: the longer of down and across
 ) -> torch.Tensor:    # (n, n)
-    "Distances between the centres of patches in reading order"
+    """Distances between the centres of patches in reading order
+
+    grid (tuple): Patches down and across (gh, gw)
+    patch_size (tuple): Pixels (ph, pw), or (1, 1) to count patches
+    p (float, default 2.0): 2: along the straight line; infinity: the longer of down and across
+    Returns (torch.Tensor): (n, n)
+    """
     c = torch.cartesian_prod(*[s*torch.arange(g).float() for g,s in zip(grid, patch_size)])   # (n, 2)
     return torch.cdist(c, c, p=p, compute_mode='donot_use_mm_for_euclid_dist')
 
@@ -317,7 +430,15 @@ def attention_distance(
     unit:str='pixels', # Of the distances: 'pixels' or 'patches'
     stats=None,  # As in `inside`
 ) -> pd.DataFrame: # Mean distance, a row for each block, a column for each head
-    "How far each head looks, mean over patches and images"
+    """How far each head looks, mean over patches and images
+
+    model: As in `inside`
+    images (default None): As in `images_for`; None: held-out images
+    blocks (default None): 1-based, increasing; None: all
+    unit (str, default 'pixels'): Of the distances: 'pixels' or 'patches'
+    stats (default None): As in `inside`
+    Returns (pd.DataFrame): Mean distance, a row for each block, a column for each head
+    """
     if unit not in ('pixels', 'patches'): raise ValueError(f"unit={unit!r}: choose 'pixels' or 'patches'")
     o = inside(model, images, stats)
     d = distances(o.grid, o.patch_size if unit == 'pixels' else (1, 1)).to(o.x.device)
@@ -329,7 +450,12 @@ def attention_distance(
 def plot_attention_distance(model, images=None, blocks=None, unit:str='pixels', stats=None, # As in `attention_distance`
     ax=None, # matplotlib axes
 ):           # matplotlib axes
-    "How far each head looks, a dot each, their mean, and how far a head would look that looks everywhere alike"
+    """How far each head looks, a dot each, their mean, and how far a head would look that looks everywhere alike
+
+    model, images, blocks, unit, stats: As in `attention_distance`
+    ax (default None): matplotlib axes
+    Returns: matplotlib axes
+    """
     o = inside(model, images, stats)
     df = attention_distance(o, blocks=blocks, unit=unit)
     ax = ax or plt.subplots(figsize=(5, 2.8), layout='constrained')[1]
@@ -345,7 +471,12 @@ def overlay(
     x:torch.Tensor,    # Image (C, H, W), 0-1
     heat:torch.Tensor, # (gh, gw), 0 or more
 ) -> torch.Tensor:     # (3, H, W), 0-1
-    "An image in grey with a heat map in colour over it, the brightest colour where it is hottest"
+    """An image in grey with a heat map in colour over it, the brightest colour where it is hottest
+
+    x (torch.Tensor): Image (C, H, W), 0-1
+    heat (torch.Tensor): (gh, gw), 0 or more
+    Returns (torch.Tensor): (3, H, W), 0-1
+    """
     size = x.shape[-2:]
     heat = (heat/heat.max().clamp(min=1e-12)).repeat_interleave(size[0]//heat.shape[0], 0).repeat_interleave(size[1]//heat.shape[1], 1)
     colour = torch.as_tensor(plt.get_cmap('viridis')(heat.cpu().numpy())[..., :3]).float().permute(2, 0, 1)
@@ -358,7 +489,13 @@ def framed(
     row:int,        # Of the patch, from 0
     col:int,
 ) -> torch.Tensor:  # (3, H, W), 0-1
-    "An image with a red frame around a patch"
+    """An image with a red frame around a patch
+
+    x (torch.Tensor): Image (C, H, W), 0-1
+    patch_size: Pixels (ph, pw)
+    row (int): Of the patch, from 0
+    Returns (torch.Tensor): (3, H, W), 0-1
+    """
     x = (x if len(x) == 3 else x[:1].expand(3, -1, -1)).clone()
     (ph,pw),red = patch_size,torch.tensor([1., 0, 0])[:, None, None]
     edge = torch.ones(ph, pw, dtype=torch.bool)
@@ -377,7 +514,16 @@ def token_attention(
     blocks=None, # 1-based, increasing; None: all
     stats=None,  # As in `inside`
 ) -> dict:       # {block: (n, gh, gw)}, mean over heads
-    "Where one patch of each image looks"
+    """Where one patch of each image looks
+
+    model: As in `inside`
+    images (default None): As in `images_for`; None: held-out images
+    row (int, default 0): Of the patch that looks, from 0 at the top
+    col (int, default 0): From 0 at the left
+    blocks (default None): 1-based, increasing; None: all
+    stats (default None): As in `inside`
+    Returns (dict): {block: (n, gh, gw)}, mean over heads
+    """
     o = inside(model, images, stats)
     if not (0 <= row < o.grid[0] and 0 <= col < o.grid[1]):
         raise ValueError(f'row={row}, col={col}: there are {o.grid[0]} x {o.grid[1]} patches, counted from 0')
@@ -389,7 +535,13 @@ def show_token_attention(model, images=None, row:int=0, col:int=0, blocks=None, 
     n:int=3, # Images
     ax=None, # matplotlib axes
 ):           # matplotlib axes
-    "Where one patch, framed, looks in each block: the brighter, the more"
+    """Where one patch, framed, looks in each block: the brighter, the more
+
+    model, images, row, col, blocks, stats: As in `token_attention`
+    n (int, default 3): Images
+    ax (default None): matplotlib axes
+    Returns: matplotlib axes
+    """
     o = inside(model, images, stats)
     heat,x = token_attention(o, row=row, col=col, blocks=blocks),o.denormalise(o.x).cpu()
     rows = [[framed(x[i], o.patch_size, row, col), *[overlay(x[i], h[i]) for h in heat.values()]] for i in range(min(n, len(x)))]
@@ -402,7 +554,14 @@ def patch_colours(
     block:int=None, # 1-based; None: the last
     stats=None,  # As in `inside`
 ) -> torch.Tensor: # (n, 3, gh, gw), 0-1
-    "The first three principal components of the patches' features, normed, as red, green and blue"
+    """The first three principal components of the patches' features, normed, as red, green and blue
+
+    model: As in `inside`
+    images (default None): As in `images_for`; None: held-out images
+    block (int, default None): 1-based; None: the last
+    stats (default None): As in `inside`
+    Returns (torch.Tensor): (n, 3, gh, gw), 0-1
+    """
     o = inside(model, images, stats)
     block, = o.blocks(len(o.vit.blocks) if block is None else block)
     with eval_mode(o.vit):
@@ -417,7 +576,13 @@ def show_patch_colours(model, images=None, blocks=None, stats=None, # As in `ins
     n:int=8, # Images
     ax=None, # matplotlib axes
 ):           # matplotlib axes
-    "Images, and their patches coloured by what the network finds alike in each block"
+    """Images, and their patches coloured by what the network finds alike in each block
+
+    model, images, blocks, stats: As in `inside`; `blocks` None: all
+    n (int, default 8): Images
+    ax (default None): matplotlib axes
+    Returns: matplotlib axes
+    """
     o = inside(model, images, stats)
     big = lambda c: c.repeat_interleave(o.patch_size[0], -2).repeat_interleave(o.patch_size[1], -1)
     rows = [o.denormalise(o.x[:n]).cpu(), *[big(patch_colours(o, block=b)[:n]) for b in o.blocks(blocks)]]
@@ -431,7 +596,15 @@ def compare(
     figsize=None,    # Inches; None: two and a half high for each model
     **kwargs,        # More arguments of `show`
 ):                   # matplotlib figure
-    "The same picture of several models, one below the other"
+    """The same picture of several models, one below the other
+
+    show: One of the calls above: `show_attention`, `show_blocks`, `plot_attention_distance`...
+    models (dict): {name: model}
+    images (default None): As in `images_for`: the same for all
+    figsize (default None): Inches; None: two and a half high for each model
+    **kwargs: More arguments of `show`
+    Returns: matplotlib figure
+    """
     fig = plt.figure(FigureClass=ShownOnce, figsize=figsize or (8, 2.5*len(models)), layout='constrained')
     for (name,model),sub in zip(models.items(), np.ravel(fig.subfigures(len(models), 1))):
         sub.suptitle(name)
@@ -440,7 +613,11 @@ def compare(
 
 # %% ../nbs/85_visualise.ipynb #8c38a47b
 class ShowReconstructions(Callback):
-    "Draw held-out images, as `Learner.show_reconstructions` does, while a run goes on: in the notebook, in TensorBoard, in W&B"
+    """Draw held-out images, as `Learner.show_reconstructions` does, while a run goes on: in the notebook, in TensorBoard, in W&B
+
+    every (int, default 1): Epochs between two pictures; the last epoch is always drawn
+    n (int, default 8): Images
+    """
     order = Recorder.order + 2    # after `TensorBoardCallback` and `WandbCallback`, which log the epoch
     def __init__(self,
         every:int=1, # Epochs between two pictures; the last epoch is always drawn

@@ -24,7 +24,12 @@ def upper_blocks(
     depth:int, # Blocks of the transformer
     n:int=4,   # Blocks to choose, at least 2
 ) -> tuple:    # Block numbers, 1-based and increasing; the last one is `depth`
-    "About `n` blocks spread evenly over the upper half of a transformer"
+    """About `n` blocks spread evenly over the upper half of a transformer
+
+    depth (int): Blocks of the transformer
+    n (int, default 4): Blocks to choose, at least 2
+    Returns (tuple): Block numbers, 1-based and increasing; the last one is `depth`
+    """
     return tuple(sorted({max(1, round(depth/2 * (1 + i/(n-1)))) for i in range(n)}))
 
 # %% ../nbs/20_vit.ipynb #3ee7fb14
@@ -32,7 +37,12 @@ def check_blocks(
     blocks,    # One block number or several, 1-based, increasing
     depth:int, # Blocks of the transformer
 ) -> tuple:    # The same numbers
-    "`blocks` as a tuple, or a `ValueError`"
+    """`blocks` as a tuple, or a `ValueError`
+
+    blocks: One block number or several, 1-based, increasing
+    depth (int): Blocks of the transformer
+    Returns (tuple): The same numbers
+    """
     o = tuple(int(b) if isinstance(b, Integral) and not isinstance(b, bool) else b for b in listify(blocks))
     if not o or not all(type(b) is int and 1 <= b <= depth for b in o):
         raise ValueError(f'blocks={o} of a transformer with {depth} blocks: give whole numbers from 1 to '
@@ -68,7 +78,11 @@ def model_place(
 def read_config(
     folder, # Of an exported model, or 'hf-hub:USER/NAME'
 ) -> dict:  # Its `config.json`
-    "What an exported model says of itself, or a `ValueError`"
+    """What an exported model says of itself, or a `ValueError`
+
+    folder: Of an exported model, or 'hf-hub:USER/NAME'
+    Returns (dict): Its `config.json`
+    """
     kind,where = model_place(folder if str(folder).startswith('hf') else Path(folder))
     if kind == 'hub':
         try: where = Path(hf_hub_download(*where.split('@')[:1], 'config.json', revision=(where.split('@') + [None])[1])).parent
@@ -88,7 +102,11 @@ def read_config(
 def resolve_arch(
     arch:str, # timm name, with or without a tag, or an exported folder, or 'hf-hub:...'
 ) -> tuple:   # timm's name of the architecture, and a dict of the arguments that shaped the stored model
-    "What `arch` stands for, or a `ValueError` naming the nearest architectures"
+    """What `arch` stands for, or a `ValueError` naming the nearest architectures
+
+    arch (str): timm name, with or without a tag, or an exported folder, or 'hf-hub:...'
+    Returns (tuple): timm's name of the architecture, and a dict of the arguments that shaped the stored model
+    """
     kind,where = model_place(arch)
     if kind == 'timm': return where, {}
     cfg = read_config(where if kind == 'folder' else arch)
@@ -119,7 +137,12 @@ def keep_norm(
     vit:nn.Module, # From `timm.create_model`; its norm may be moved
     arch:str='',   # Its name, for the message
 ) -> dict:         # Arguments that make timm build it with the norm where it is now
-    "Make sure that the final norm comes before the pooling, where the patch tokens pass it"
+    """Make sure that the final norm comes before the pooling, where the patch tokens pass it
+
+    vit (nn.Module): From `timm.create_model`; its norm may be moved
+    arch (str, default ''): Its name, for the message
+    Returns (dict): Arguments that make timm build it with the norm where it is now
+    """
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f'{arch!r} is a {type(vit).__name__}, but the encoder must be a timm VisionTransformer, '
                          'such as vit_small_patch16_224 or deit_tiny_patch16_224')
@@ -134,7 +157,11 @@ def keep_norm(
 def image_geometry(
     vit:VisionTransformer, # From `timm.create_model`
 ) -> tuple:                # `img_size` (H, W), `grid` (gh, gw), `patch_size` (ph, pw)
-    "The sizes of a timm model, checked: patches cover the image exactly"
+    """The sizes of a timm model, checked: patches cover the image exactly
+
+    vit (VisionTransformer): From `timm.create_model`
+    Returns (tuple): `img_size` (H, W), `grid` (gh, gw), `patch_size` (ph, pw)
+    """
     img, p = tuple(vit.patch_embed.img_size), tuple(vit.patch_embed.feat_ratio(as_scalar=False))
     if any(i % r for i,r in zip(img, p)):
         near = tuple(max(r, round(i/r)*r) for i,r in zip(img, p))
@@ -145,7 +172,11 @@ def image_geometry(
 def build_args(
     kwargs:dict, # Arguments of `timm.create_model`, those that are None left to timm
 ) -> dict:       # What `timm.create_model(arch, **o)` needs to build the model again
-    "The arguments that shape a model, as JSON can hold them; `ValueError` for those that it cannot"
+    """The arguments that shape a model, as JSON can hold them; `ValueError` for those that it cannot
+
+    kwargs (dict): Arguments of `timm.create_model`, those that are None left to timm
+    Returns (dict): What `timm.create_model(arch, **o)` needs to build the model again
+    """
     skip = ('pretrained', 'checkpoint', 'cache_dir', 'num_classes', 'drop_path')
     o = {k: list(v) if isinstance(v, tuple) else v
          for k,v in kwargs.items() if v is not None and not k.startswith(skip)}
@@ -161,7 +192,11 @@ def init_positions(
     vit:nn.Module,         # timm `VisionTransformer` with a position embedding
     pos_init:str='sincos', # 'sincos': sines and cosines of row and column, between -1 and 1; 'random': leave timm's
 ):
-    "Choose where the (learnable) position embedding of the patches starts"
+    """Choose where the (learnable) position embedding of the patches starts
+
+    vit (nn.Module): timm `VisionTransformer` with a position embedding
+    pos_init (str, default 'sincos'): 'sincos': sines and cosines of row and column, between -1 and 1; 'random': leave timm's
+    """
     if pos_init not in ('random', 'sincos'): raise ValueError(f"pos_init={pos_init!r}: choose 'random' or 'sincos'")
     if pos_init == 'random' or vit.pos_embed is None: return
     pos = build_sincos2d_pos_embed(list(vit.patch_embed.grid_size), vit.embed_dim, temperature=100.)  # (n, d)
@@ -200,7 +235,18 @@ def load_pretrained(
 
 # %% ../nbs/20_vit.ipynb #00ce2f35
 class GMMLEncoder(nn.Module):
-    "A timm `VisionTransformer` that returns the mean of several blocks' patch tokens, normed, as a map"
+    """A timm `VisionTransformer` that returns the mean of several blocks' patch tokens, normed, as a map
+
+    arch (str): timm name of a `VisionTransformer`
+    blocks (default (6, 8, 10, 12)): Blocks to fuse, 1-based
+    pretrained (bool, default False): Start from the weights that belong to `arch`?
+    in_chans (int, default 3): Channels of the images
+    img_size (default None): Pixels, a number or (H, W); None: the architecture's own
+    patch_size (default None): Pixels, a number or (ph, pw); None: the architecture's own
+    drop_path (float, default 0.1): Stochastic depth of the last block, 0-1, growing linearly from 0 at the first
+    pos_init (str, default 'random'): Position embedding of random weights: 'random' (timm's) or 'sincos'
+    **kwargs: More arguments of `timm.create_model`: depth, embed_dim, num_heads...
+    """
     def __init__(self,
         arch:str,              # timm name of a `VisionTransformer`
         blocks=(6,8,10,12),    # Blocks to fuse, 1-based
@@ -234,7 +280,12 @@ def intermediates(self:GMMLEncoder,
     x:torch.Tensor, # Normalised images (bs, C, H, W)
     blocks=None,    # Blocks, 1-based, increasing; None: those that are fused
 ) -> list:          # Patch tokens (bs, n, d) of each block, before the final norm
-    "Patch tokens of several blocks from one forward pass, which stops after the last of them"
+    """Patch tokens of several blocks from one forward pass, which stops after the last of them
+
+    x (torch.Tensor): Normalised images (bs, C, H, W)
+    blocks (default None): Blocks, 1-based, increasing; None: those that are fused
+    Returns (list): Patch tokens (bs, n, d) of each block, before the final norm
+    """
     if tuple(x.shape[1:]) != (self.in_chans, *self.img_size):
         raise ValueError(f'images of shape {tuple(x.shape[1:])}, but the encoder was made for (C, H, W) = '
                          f'{(self.in_chans, *self.img_size)}: resize them, or pass in_chans and img_size to it')
@@ -247,7 +298,11 @@ def intermediates(self:GMMLEncoder,
 def forward(self:GMMLEncoder,
     x:torch.Tensor,  # Normalised images (bs, C, H, W)
 ) -> torch.Tensor:   # Fused map (bs, d, gh, gw)
-    "Final norm of the mean of the blocks' patch tokens, laid out as an image"
+    """Final norm of the mean of the blocks' patch tokens, laid out as an image
+
+    x (torch.Tensor): Normalised images (bs, C, H, W)
+    Returns (torch.Tensor): Fused map (bs, d, gh, gw)
+    """
     feats = self.intermediates(x)                     # |B| x (bs, n, d)
     o = self.vit.norm(sum(feats) / len(feats))        # (bs, n, d)
     return o.transpose(1, 2).unflatten(2, self.grid)  # (bs, d, gh, gw)

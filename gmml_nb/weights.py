@@ -49,7 +49,19 @@ def write_model(
     mean_pool:bool=True,  # Without a head: is the output to be the mean of the patches, as in `features`?
     **config,             # More of `config.json`, JSON values
 ) -> Path:                # The folder
-    "Write a model as timm reads it; each file is whole or not there"
+    """Write a model as timm reads it; each file is whole or not there
+
+    model (nn.Module): From timm
+    folder: To hold `model.safetensors` and `config.json`
+    stats: Mean and standard deviation of each channel, 0-1, that the model was trained with
+    model_args (dict, default None): Arguments of `timm.create_model`; None: those that timm has noted
+    resize (str, default 'crop'): What happens to a picture of another shape: 'crop', 'pad' or 'squish'
+    crop_pct (float, default 1.0): Share of the side that is shown of it, 0-1
+    depth (dict, default None): Black and white of deep files, by kind; None: they scale by their own brightest
+    mean_pool (bool, default True): Without a head: is the output to be the mean of the patches, as in `features`?
+    **config: More of `config.json`, JSON values
+    Returns (Path): The folder
+    """
     folder,(mean,std) = Path(folder).expanduser(),([float(str(np.float32(v))) for v in o] for o in stats)   # as few digits as give the same float
     if mean_pool and not model.num_classes: model,model_args = as_features(model, model_args)
     data = dict(mean=mean, std=std, interpolation='bicubic', crop_pct=float(crop_pct), crop_mode=crop_mode(resize))
@@ -117,7 +129,13 @@ def encoder_source(
     arch:str=None,        # timm name, when it is not the encoder's own
     model_args:dict=None, # Arguments of `timm.create_model` to change
 ) -> tuple:               # architecture, arguments, state dict or None (random weights)
-    "Where the weights of a classifier come from"
+    """Where the weights of a classifier come from
+
+    encoder (default None): Folder of `export_encoder`, learner of `gmml_learner`, timm name, or None
+    arch (str, default None): timm name, when it is not the encoder's own
+    model_args (dict, default None): Arguments of `timm.create_model` to change
+    Returns (tuple): architecture, arguments, state dict or None (random weights)
+    """
     name,args,state,vit = stored_encoder(encoder)
     if arch: name = resolve_arch(arch)[0]
     return name, pooling_args(name, args, model_args or {}, state, vit), state
@@ -158,7 +176,12 @@ def match_tensors(
     state:dict,      # Tensors by name, those of a head left out
     grid=None,       # Grid (gh, gw) of the stored position embedding; None: the model's
 ):
-    "Load `state` into `model`; all of the encoder's tensors must match, in name and shape"
+    """Load `state` into `model`; all of the encoder's tensors must match, in name and shape
+
+    model (nn.Module): timm `VisionTransformer` whose weights are replaced
+    state (dict): Tensors by name, those of a head left out
+    grid (default None): Grid (gh, gw) of the stored position embedding; None: the model's
+    """
     own,heads = model.state_dict(),tuple(f'{n}.' for n in listify(model.default_cfg['classifier']))
     pools = [o for o in ('attn_pool.',) if not any(k.startswith(o) for k in state) or not any(k.startswith(o) for k in own)]
     state = {k: v for k,v in state.items() if not k.startswith((*heads, *pools))}   # a pooling that only one of them has is new, or not needed
@@ -185,7 +208,19 @@ def load_encoder(
     weights:bool=True,    # False: the architecture alone, with random weights
     pos_init:str='random', # Position embedding of random weights: 'random' or 'sincos'
 ) -> nn.Module:           # timm `VisionTransformer`
-    "A timm model with an encoder's weights, position embedding resampled; says how many tensors were loaded"
+    """A timm model with an encoder's weights, position embedding resampled; says how many tensors were loaded
+
+    encoder (default None): Folder of `export_encoder`, learner of `gmml_learner`, timm name, or None: random weights
+    n_classes (int, default 0): Outputs of a new head; 0: none, the model returns features
+    img_size (default None): Pixels, a number or (H, W); None: as pretrained
+    in_chans (int, default None): Channels of the images; None: as pretrained
+    arch (str, default None): timm name; None: the encoder's own
+    model_args (dict, default None): More arguments of `timm.create_model`
+    drop_path (float, default 0.0): Stochastic depth of the last block
+    weights (bool, default True): False: the architecture alone, with random weights
+    pos_init (str, default 'random'): Position embedding of random weights: 'random' or 'sincos'
+    Returns (nn.Module): timm `VisionTransformer`
+    """
     name,args,state,vit = stored_encoder(encoder)
     if arch: name = resolve_arch(arch)[0]
     args = pooling_args(name, args, model_args or {}, state, vit)
@@ -206,7 +241,11 @@ def load_encoder(
 def image_stats(
     dls:DataLoaders, # Whose batches a model is trained with
 ) -> tuple:          # Mean and standard deviation of each channel, 0-1
-    "What images are normalised with: our loaders know, fastai's have a `Normalize`; without either they are left as they are"
+    """What images are normalised with: our loaders know, fastai's have a `Normalize`; without either they are left as they are
+
+    dls (DataLoaders): Whose batches a model is trained with
+    Returns (tuple): Mean and standard deviation of each channel, 0-1
+    """
     if hasattr(dls, 'stats'): return dls.stats
     for t in dls.valid.after_batch.fs:
         if isinstance(t, Normalize): return t.mean.flatten().cpu(),t.std.flatten().cpu()
@@ -229,7 +268,11 @@ def image_way(
 def prepared(
     encoder=None, # As in `encoder_source`
 ) -> dict:        # `stats`, `depth`, `resize`, `crop_pct`; None where they are not known
-    "How the images of an encoder were prepared"
+    """How the images of an encoder were prepared
+
+    encoder (default None): As in `encoder_source`
+    Returns (dict): `stats`, `depth`, `resize`, `crop_pct`; None where they are not known
+    """
     keys = 'stats', 'depth', 'resize', 'crop_pct'
     if encoder is None: return dict.fromkeys(keys)
     if isinstance(encoder, Learner):
