@@ -457,6 +457,7 @@ def try_metrics(
     n:int, # Classes
 ):
     "Try each metric once; a `ValueError` that names one which cannot be"
+    if num_distrib() > 1: return   # metrics gather from all processes, which do not train together yet
     y = torch.arange(2*n) % n
     learn.pred,learn.yb,learn.xb = torch.eye(n)[y] + torch.rand(2*n, n, generator=torch.Generator().manual_seed(0)),(y,),()
     try:
@@ -522,6 +523,7 @@ def finetune_learner(
         smoothing (float, default 0.1): label smoothing
         layer_decay (float, default 1.0): factor of the learning rate from one block to the one below; 1: the same everywhere
         freeze (int, default 0): blocks that do not train, counted from the image; -1: the whole encoder
+        crop_pct (float, default 224 / 256): share of the side of held-out images that is shown, where training images are cropped at random
     Returns (Learner): With `fit_finetune`
     """
     r = FINETUNE_RECIPES[known(recipe, FINETUNE_RECIPES, 'fine-tuning recipe')] if isinstance(recipe, str) else recipe
