@@ -583,7 +583,7 @@ def fit_finetune(self:Learner,
     checkpoint (default None): Folder, or a `Checkpoint`: save there every few minutes, and go on from what is there
     **wrong: Refused, in a sentence
     """
-    if not isinstance(self, FinetuneLearner): raise ValueError('fit_finetune needs a learner from finetune_learner; one of gmml_learner has fit_gmml')
+    if not hasattr(self, 'origin'): raise ValueError('fit_finetune needs a learner from finetune_learner; one of gmml_learner has fit_gmml')
     for k in wrong: known(k, ('n_epoch', 'cbs', 'checkpoint'), 'argument of fit_finetune', FIT_WORDS)
     number('n_epoch', n_epoch, 1, whole=True), check_callbacks(cbs)
     if isinstance(checkpoint, (bool, int)): raise ValueError(f"checkpoint={checkpoint!r}: give a folder, such as 'runs/first', or a Checkpoint")

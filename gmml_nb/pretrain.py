@@ -408,9 +408,8 @@ class StopOnNonFinite(Callback):
     order = Recorder.order + 1         # the recorder has brought the loss to the CPU already
     run_valid = False
     def before_fit(self):
-        "`lr_find` leaves everything as it was: the run after it is the run without it; any other fit makes older results void"
+        "`lr_find` leaves everything as it was: the run after it is the run without it"
         self.kept = (rng_state(self.learn), getattr(self.dls.train, 'epoch', None)) if hasattr(self.learn, 'lr_finder') else None
-        if not self.kept: vars(self.learn).pop('ran', None)
     def after_fit(self):
         if not self.kept: return
         set_rng_state(self.learn, self.kept[0])
@@ -543,7 +542,9 @@ class PretrainLearner(Learner):
         with self.added_cbs(cbs):
             check_callbacks(self), check_loss(self)
             if wd is None: wd = self.recipe.wd if self.wd is None else self.wd
-            super().fit(n_epoch, one_rate(lr), [wd, 0.], None, reset_opt, start_epoch)
+            try: super().fit(n_epoch, one_rate(lr), [wd, 0.], None, reset_opt, start_epoch)
+            finally:
+                if not hasattr(self, 'lr_finder'): self.ran = what_ran(self)   # the latest run's, whichever way it was started
     def fit_one_cycle(self, n_epoch, lr_max=None, **kw): return super().fit_one_cycle(n_epoch, one_rate(lr_max), **kw)
     def fit_flat_cos(self, n_epoch, lr=None, **kw): return super().fit_flat_cos(n_epoch, one_rate(lr), **kw)
     def freeze_to(self, n): raise ValueError('pretraining has no head that could train while the rest is frozen: its two groups are what decays and what does not. '
