@@ -327,12 +327,13 @@ LOOK_ON = 'gmml_nb fastai.learner fastai.distributed fastai.callback.core fastai
 def callback_facts(
     learn, # About to train
 ) -> list: # Of text; None where there are no others than ours and loggers
-    "Callbacks of the user's that may change what a run comes to, as they were when they were first seen"
+    "Callbacks of the user's that may change what a run comes to, as they were when they were first seen; those with `looks_on = True` do not"
     def fact(cb):
         if 'as_given' not in vars(cb): vars(cb)['as_given'] = f'{type(cb).__name__} {digest(cb)}'
         return vars(cb)['as_given']
     module = lambda cb: type(cb).__module__
-    cbs = [cb for cb in learn.cbs if not any(module(cb) == o or module(cb).startswith(f'{o}.') for o in LOOK_ON) and type(cb) not in (ParamScheduler, Checkpoint)]
+    cbs = [cb for cb in learn.cbs if not any(module(cb) == o or module(cb).startswith(f'{o}.') for o in LOOK_ON) and type(cb) not in (ParamScheduler, Checkpoint)
+           and not getattr(cb, 'looks_on', False)]
     return [fact(cb) for cb in cbs] or None
 
 # %% ../nbs/45_checkpoint.ipynb #944f9182

@@ -384,7 +384,7 @@ def checkpoint_of(
 # %% ../nbs/95_cli.ipynb #c11a0006
 class NoteStart(Callback):
     "Write settings when a run begins to train"
-    order = Checkpoint.order + 1
+    order,looks_on = Checkpoint.order + 1,True   # it changes nothing of the run
     def __init__(self,
         write, # Function without arguments
     ): self.write = write
@@ -845,7 +845,7 @@ class KeepPictures(Callback):
 
     folder: Folder that holds one for each pretraining
     """
-    order = Recorder.order + 10
+    order,looks_on = Recorder.order + 10,True   # it changes nothing of the run
     def __init__(self,
         folder, # Folder that holds one for each pretraining
     ): self.folder = Path(folder)
