@@ -302,14 +302,14 @@ def test_lists_that_are_garbage(tmp_path):
 def test_class_names_are_never_paths(tmp_path):
     "Classes are called what they like: nothing is written but the given folder"
     import pandas as pd
-    from gmml_nb.cli import save_classifier
+    import gmml_nb.export   # `export_classifier`
     from gmml_nb.data import finetune_dls
     from gmml_nb.finetune import finetune_learner
     x,names = np.random.RandomState(0).randint(0, 256, (12, 8, 8, 3), dtype=np.uint8),['../../evil', '/evil', 'a/b']
     dls = finetune_dls((x, [names[i%3] for i in range(12)]), size=8, bs=3, recipe=None, device='cpu')
     args = dict(embed_dim=16, depth=2, num_heads=2, patch_size=2)
     learn = finetune_learner(dls, None, arch='vit_tiny_patch16_224', model_args=args)
-    save_classifier(learn, tmp_path/'a/b/out', args)
+    learn.export_classifier(tmp_path/'a/b/out')
     files = sorted(str(o.relative_to(tmp_path)) for o in tmp_path.rglob('*') if o.is_file())
     assert files == ['a/b/out/config.json', 'a/b/out/model.safetensors']
     assert json.loads((tmp_path/'a/b/out/config.json').read_text())['label_names'] == sorted(names)
