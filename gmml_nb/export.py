@@ -156,7 +156,7 @@ model = timm.create_model({where!r}, pretrained=True).eval()
 *fit, _, normalise = create_transform(**resolve_model_data_config(model)).transforms
 
 # an image of {c} channels is an array (C, H, W) of numbers from 0 to 1, as in training; divide 8-bit ones by 255
-x = torch.as_tensor(np.load('image.npy')).float()
+x = torch.as_tensor(np.lib.format.open_memmap('image.npy', 'r').copy()).float()
 if x.shape[0] != {c} or x.min() < 0 or x.max() > 1: raise ValueError('need ({c}, H, W), from 0 to 1')
 if tuple(x.shape[1:]) != ({h}, {w}) or model.pretrained_cfg.get('crop_pct', 1) < 1:
     for f in fit: x = f(x).clamp(0, 1)

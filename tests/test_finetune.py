@@ -639,7 +639,7 @@ def test_training_images_are_measured_plain():
         loss,acc = learn.validate(0)
     assert len(y) == len(learn.dls.train.dataset) and loss == pytest.approx(F.nll_loss(p.log(), y).item(), abs=1e-4) and acc == pytest.approx((p.argmax(1) == y).float().mean().item())
 
-@pytest.mark.parametrize('f,said', [(lambda l: l.fit_finetune(1, .01), 'cbs=0.01: give fastai callbacks'), (lambda l: l.fit_finetune(1, lr=.01), r'finetune_learner\(lr='), (lambda l: l.fit_finetune(epochs=1), "Did you mean 'n_epoch'"),
+@pytest.mark.parametrize('f,said', [(lambda l: l.fit_finetune(1, .01), 'cbs=0.01: give fastai callbacks'), (lambda l: l.fit_finetune(1, lr=.01), r'finetune_learner\(..., lr=...\)'), (lambda l: l.fit_finetune(epochs=1), "Did you mean 'n_epoch'"),
     (lambda l: l.fit_finetune(1, checkpoint=True), 'checkpoint=True: give a folder'), (lambda l: l.fit_finetune(1, cbs='x'), "cbs='x'"), (lambda l: learner(l.model), 'VisionTransformer is no name of a model'),
     (lambda l: learner(metrics='accuracy'), "metrics='accuracy': give the function"), (lambda l: learner(metrics=[accuracy, lambda p, y: F.mse_loss(p, y)]), 'the metric <lambda> does not take'),
     (lambda l: learner(loss_func=nn.BCEWithLogitsLoss()), 'loss_func=BCEWithLogitsLoss does not'), (lambda l: l.fit_finetune(1, colour=1), 'There are: n_epoch, cbs, checkpoint')], ids=range(10))
