@@ -23,5 +23,6 @@ from .visualise import ShowReconstructions, compare, show_attention, show_blocks
 from .explore import Explore, Results
 from .export import export_onnx, export_program, push_to_hub, write_card
 from .convert import convert_checkpoint
-from .cli import gmml_bench, gmml_demo, gmml_finetune, gmml_pretrain, gmml_sweep
 from .benchmark import benchmark, plot_growth
+from .cli import gmml_bench, gmml_finetune, gmml_pretrain, gmml_sweep
+from .demo import gmml_demo

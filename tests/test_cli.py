@@ -6,7 +6,8 @@ import numpy as np, pandas as pd, pytest, runpy, timm, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from gmml_nb import cli
-from gmml_nb.cli import gmml_demo, gmml_finetune, gmml_pretrain
+from gmml_nb.cli import gmml_finetune, gmml_pretrain
+from gmml_nb.demo import gmml_demo
 from gmml_nb.data import finetune_dls
 from common import code as exit_code, ranks
 
@@ -19,7 +20,7 @@ def typed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     def f(name, *args):
         script = tmp_path/f'{name}_script.py'
-        script.write_text(f'import sys\nfrom gmml_nb.cli import {name}\nif __name__ == "__main__": sys.exit({name}())\n')
+        script.write_text(f'import sys\nfrom gmml_nb.{"demo" if name == "gmml_demo" else "cli"} import {name}\nif __name__ == "__main__": sys.exit({name}())\n')
         monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
         try: runpy.run_path(str(script), run_name='__main__')
         except SystemExit as e: code = e.code or 0
