@@ -8,12 +8,13 @@ def pytest_addoption(parser):
     for o in ('slow', 'cuda'): parser.addoption(f'--{o}', action='store_true', help=f'run cells marked `#| {o}` too')
 
 
-@pytest.hookimpl(tryfirst=True)   # before xdist looks for groups
+@pytest.hookimpl(wrapper=True)   # before xdist looks for groups, which is an early hook itself
 def pytest_collection_modifyitems(items):
     "With several workers, the tests of a file stay together, and those that need the docs site, too; each chapter is on its own"
     for o in items:
         name = o.path.stem
         if name != 'test_chapters': o.add_marker(pytest.mark.xdist_group('site' if name in ('test_docs', 'test_site') else name))
+    return (yield)
 
 
 torch.set_num_threads(1)   # GNU's OpenMP hangs in a process that was forked after it had started threads

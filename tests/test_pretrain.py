@@ -13,7 +13,8 @@ from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import load_learner
 from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import pretrain_dls
-from gmml_nb.pretrain import RECIPES, Recipe, gmml_learner
+from gmml_nb.recipe import RECIPES, Recipe
+from gmml_nb.pretrain import gmml_learner
 
 TINY = dict(embed_dim=16, depth=2, num_heads=2)
 
