@@ -19,7 +19,8 @@ from .pretrain import GMML, gmml_learner, method_learner
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
 from .evaluate import TrackFeatures, feature_rank, features, history, interval, knn_accuracy, linear_probe, long_enough, plot_progress
 from .baselines import MAE, METHODS, SimMIM, autoencoder_learner, mae_learner, simmim_learner
-from .ablations import BASES, METHOD_NAMES, SWEEPS, Experiment, Sweep, difference, plot_sweep, read_results, summary, verdict
+from .experiment import METHOD_NAMES, Experiment, difference, read_results, summary, verdict
+from .ablations import BASES, SWEEPS, Sweep, plot_sweep
 from .paper import claim, claims, paper_numbers, paper_table
 from .transfer import plot_transfer, transfer, transfer_matrix
 from .visualise import ShowReconstructions, compare, show_attention, show_blocks, show_patch_colours, show_token_attention

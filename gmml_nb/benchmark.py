@@ -41,7 +41,7 @@ from .core import known
 from .core import pick_device
 from .recipe import augment, get_recipe, make_alien
 from .pretrain import gmml_learner, to_float
-from .ablations import StepTimer, add_line, plain_training, provenance, quiet, read_results
+from .experiment import StepTimer, add_line, plain_training, provenance, quiet, read_results
 
 # %% ../nbs/93_benchmark.ipynb #d7ba857d
 def interleaved(

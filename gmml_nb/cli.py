@@ -53,7 +53,8 @@ from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
 from .evaluate import history, plain_dl
 from . import export   # `export_classifier`
 from .benchmark import BENCHMARKS, benchmark
-from .ablations import METHOD_NAMES, SWEEPS, BASES, Experiment, Sweep, plot_sweep, read_results, summary, verdict
+from .experiment import METHOD_NAMES, Experiment, read_results, summary, verdict
+from .ablations import SWEEPS, BASES, Sweep, plot_sweep
 
 # %% ../nbs/95_cli.ipynb #c6f78af9
 def parse_numbers(

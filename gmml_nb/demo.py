@@ -24,7 +24,8 @@ from .core import known, override
 from .checkpoint import images_hash
 from .recipe import LOSSES, get_recipe, make_alien
 from .finetune import FINETUNE_RECIPES
-from .ablations import METHOD_NAMES, Experiment, Sweep, plot_sweep, summary, verdict
+from .experiment import METHOD_NAMES, Experiment, summary, verdict
+from .ablations import Sweep, plot_sweep
 from .cli import (as_command, check_model, check_numbers, own_folder, parse_fields, parse_side, save_figure, save_history, save_settings, settings_of,
                          show_settings, source_of, write_text)
 

@@ -27,7 +27,8 @@ from .decoder import GMMLAutoencoder
 from .core import known
 from .pretrain import GMML
 from .evaluate import as_vit, own_stats, plain_dl
-from .ablations import METHOD_NAMES, Experiment, plot_sweep, read_results
+from .experiment import METHOD_NAMES, Experiment, read_results
+from .ablations import plot_sweep
 from .paper import paper_numbers
 from .visualise import Inside, corrupted, framed, images_for, inside, overlay, restore_blocks, token_attention
 

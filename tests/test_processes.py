@@ -8,7 +8,7 @@ from fastai.metrics import F1Score, RocAuc, accuracy
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.basics import defaults
 from safetensors.numpy import load_file
-from gmml_nb.ablations import Experiment
+from gmml_nb.experiment import Experiment
 from gmml_nb.cli import gmml_pretrain
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.evaluate import TrackFeatures, features

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np, pytest, timm
 from PIL import Image
 from scipy.io import savemat
-from gmml_nb.ablations import BASES, Experiment, Sweep, _lines, change, read_results
+from gmml_nb.experiment import Experiment, _lines, change, read_results
+from gmml_nb.ablations import BASES, Sweep
 from gmml_nb.cli import gmml_sweep
 from gmml_nb.datasets import DATASETS
 from common import ROOT, child, code, ranks
