@@ -24,7 +24,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.data.core import DataLoaders, Transform
 from fastai.learner import Learner, Recorder
-from fastai.torch_core import get_model, num_distrib, rank_distrib
+from fastai.torch_core import distrib_barrier, get_model, num_distrib, rank_distrib
 from .cache import file_facts
 
 # %% ../nbs/45_checkpoint.ipynb #0b9c6a98
@@ -455,7 +455,7 @@ def after_batch(self:Checkpoint):
     due,stop = self.agree(late and not rank_distrib(), self.asked or 0)
     if not self.between: return
     if (due or stop) and hasattr(self.dls.train, 'skip'): self.save()
-    if stop: self.stop(stop)
+    if stop: distrib_barrier(), self.stop(stop)   # no process leaves, and has the others ended, before all is saved
 
 @patch
 def after_epoch(self:Checkpoint):
@@ -650,12 +650,12 @@ def ask(self:Checkpoint,
     signum:int, # 2: Ctrl-C, 15: SIGTERM
     frame,      # Python's
 ):
-    """Take note that someone wants the run to end; asked twice, it ends at once
+    """Take note that someone wants the run to end; a second Ctrl-C ends it at once. Launcher and scheduler may both send SIGTERM
 
     signum (int): 2: Ctrl-C, 15: SIGTERM
     frame: Python's
     """
-    if self.asked: raise KeyboardInterrupt
+    if self.asked and signum == signal.SIGINT: raise KeyboardInterrupt
     self.asked = int(signum)
 
 @patch
