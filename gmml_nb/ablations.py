@@ -11,7 +11,7 @@ __all__ = ['STRONG', 'OFFICIAL', 'SWEEPS', 'AXES', 'WORDS', 'BASES', 'AXIS_LABEL
 
 # %% ../nbs/70_ablations.ipynb #c5b5a2da
 import json, re, time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd, torch
@@ -337,12 +337,13 @@ def _one_by_one(self:Sweep, groups, cbs, wait):
     n = {k: [e.sizes(self.root, self.work)[:2] for e in g] for k,g in groups.items()}
     n = {k: o[0][0] + sum(fine for _,fine in o) for k,o in n.items()}   # a group shares its pretraining
     bar,left,failed = SweepBar(sum(n.values())),dict(n),[]
-    for k,lease in claimed(groups, self.work, wait):
-        e = groups[k][0]
-        bar.comment = f'{METHOD_NAMES[e.method]}, seed {e.seed} ({len(n) - len(left) + 1}/{len(n)})'
-        failed += run_group(groups[k], self.results, self.work, self.root, [bar, *listify(cbs)], lease)
-        del left[k]
-        bar.done = sum(n.values()) - sum(left.values())   # where another process has run it, too
+    with closing(claimed(groups, self.work, wait)) as free:   # what ends the sweep frees its claim
+        for k,lease in free:
+            e = groups[k][0]
+            bar.comment = f'{METHOD_NAMES[e.method]}, seed {e.seed} ({len(n) - len(left) + 1}/{len(n)})'
+            failed += run_group(groups[k], self.results, self.work, self.root, [bar, *listify(cbs)], lease)
+            del left[k]
+            bar.done = sum(n.values()) - sum(left.values())   # where another process has run it, too
     bar.bar.on_iter_end()
     if left: print(f'{len(left)} of {len(n)} groups of runs are left to the processes that are at them; the same command looks again')
     return failed

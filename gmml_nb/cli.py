@@ -784,8 +784,8 @@ def run_sweep(
     sweep = Sweep(o.sweep, o.base, range(o.seed, o.seed + o.seeds), o.results, o.out, o.root, **fields)
     print(sweep)
     if o.dry_run: return print(sweep.say_cost()) if sweep.todo else None
-    if not rank_distrib(): save_settings(o.out, 'gmml_sweep', vars(o))
-    df = sweep.run(o.jobs)
+    if not rank_distrib() and (o.share or '0/').startswith('0/'): save_settings(o.out, 'gmml_sweep', vars(o))   # one part writes for all
+    df = sweep.run(o.jobs, share=o.share)
     if not len(df): return df
     file = Path(o.out)/f'{o.sweep}_{o.base}.png'
     if not rank_distrib(): save_figure(plot_sweep(df, sweep.by).figure, file)
@@ -806,6 +806,7 @@ def gmml_sweep(
     seed:int=0, # First seed
     seeds:int=3, # How many seeds
     jobs:int=1, # Runs side by side, each with its share of the cores
+    share:str=None, # I/N: part I, from 0, of N that work on the same results and the same --out, as --share $SLURM_ARRAY_TASK_ID/8
     change:str=None, # Fields of the experiment or its recipe to change: "epochs=50 labels=500 max_side=.5"
     out:str='runs', # Folder for encoders, checkpoints and the figure
     results:str=None, # JSON-lines file; runs that are in it are not run again; left out: results/BASE.jsonl
@@ -820,6 +821,7 @@ def gmml_sweep(
     seed (int, default 0): First seed
     seeds (int, default 3): How many seeds
     jobs (int, default 1): Runs side by side, each with its share of the cores
+    share (str, default None): I/N: part I, from 0, of N that work on the same results and the same --out, as --share $SLURM_ARRAY_TASK_ID/8
     change (str, default None): Fields of the experiment or its recipe to change: "epochs=50 labels=500 max_side=.5"
     out (str, default 'runs'): Folder for encoders, checkpoints and the figure
     results (str, default None): JSON-lines file; runs that are in it are not run again; left out: results/BASE.jsonl
