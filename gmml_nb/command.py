@@ -225,9 +225,9 @@ def own_folder(
 def one_of(module, what, name, *more):
     "A check that a word, or each of several with commas between, is a name that a module defines"
     def check(f, k, o):
-        words = o[k].replace(',', ' ').split() if isinstance(o[k], str) else []
-        for w in words: known(w, [*names_in(module, what), *more], name)
-        if o[k] is None: known('', [*names_in(module, what), *more], name)
+        names = [*names_in(module, what), *more]
+        if o[k] is None: raise ValueError(f'{k.upper()} is missing: give one of {", ".join(names)}')
+        for w in o[k].replace(',', ' ').split() if isinstance(o[k], str) else []: known(w, names, name)
     return check
 
 def within(*limits, **kw): return lambda f, k, o: number(k, o[k], *limits, **kw)
@@ -260,14 +260,15 @@ OPTIONS = dict(data=dict(
     in_chans=('count', "1 for grey images, 3 for colour; left out: the encoder's, or 3 for files"),
     valid_pct=('share', 'Share of the training images held out to measure on, where there is no valid/'),
     held_out=('word', "What accuracy is measured on: 'test', or 'valid', to choose settings by"),
-    cache=('word', "Where decoded images are kept: 'device' (the GPU), 'disk' (a file that the next run reuses), 'ram', 'none', or 'auto': "
-                   'where they fit'),
+    cache=('word', "Where decoded images are kept: 'device' (the GPU), 'disk' (a file that the next run reuses), 'ram', 'none', "
+                   "or 'auto': where they fit"),
     workers=('whole', 'Processes that read and augment'),
     on_error=('word', "'raise' names unreadable images and ends; 'skip' goes on without them")))
 
 # %% ../nbs/91_command.ipynb #95000011
 OPTIONS['model'] = dict(
-    encoder=('encoder', 'Folder that gmml_pretrain wrote, local-dir:FOLDER, hf-hub:USER/NAME, or a timm name; left out: random weights'),
+    encoder=('encoder', 'Folder that gmml_pretrain wrote, local-dir:FOLDER, hf-hub:USER/NAME, or a timm name; '
+                        'left out: random weights'),
     arch=('word', 'timm name of a vision transformer'),
     patch_size=('side', "Pixels of a patch, or height,width; left out: the architecture's"),
     embed_dim=('count', "Width of the transformer; left out: the architecture's"),
@@ -293,10 +294,12 @@ OPTIONS['recipe'] = dict(
 
 # %% ../nbs/91_command.ipynb #95000013
 OPTIONS['run'] = dict(
-    sweep=('sweep', 'methods, timm, corruption, amount, fusion, length, groups, loss, labels, finetuning, settings, augmentation, choices, equal_seconds'),
+    sweep=('sweep', 'methods, timm, corruption, amount, fusion, length, groups, loss, labels, finetuning, settings, augmentation, '
+                    'choices, equal_seconds'),
     base=('word', 'What every run has in common: digits, fashion_mnist, flowers, pets, cub, aircraft, cars, imagenet_5pct...'),
     starts=('starts', 'What to compare: random, random_long, autoencoder, simmim, mae, gmml'),
-    parts=('parts', 'corruption, step, memory, input, start, set, processes: one of them, or several with commas between; left out: all'),
+    parts=('parts', 'corruption, step, memory, input, start, set, processes: one of them, or several with commas between; '
+                    'left out: all'),
     seed=('integer', 'Of the split, the weights, the crops and what else is random'),
     seeds=('count', 'How many seeds'),
     jobs=('count', 'Runs side by side, each with its share of the cores'),
@@ -309,7 +312,8 @@ OPTIONS['run'] = dict(
 # %% ../nbs/91_command.ipynb #95000014
 OPTIONS['output'] = dict(
     out=('folder', 'Folder to write'),
-    checkpoint=('path', 'Folder of checkpoints; left out: OUT/checkpoint. The same command again goes on from it; a finished run is left as it is'),
+    checkpoint=('path', 'Folder of checkpoints; left out: OUT/checkpoint. The same command again goes on from it; a finished run is '
+                        'left as it is'),
     save_minutes=('rate', 'Save a checkpoint when so long has passed'),
     save_steps=('count', 'Save one every so many steps as well'),
     results=('path', 'JSON-lines file; runs that are in it are not run again'),
@@ -346,8 +350,6 @@ def docstring(f, options):
     return '\n'.join([first, '', *rows, *(o for o in rest if o.startswith('Returns'))])
 
 # %% ../nbs/91_command.ipynb #eabc9335
-SEVERAL = 'On two GPUs: torchrun --standalone --nproc-per-node 2 --no-python gmml_pretrain DATA ... '
-
 class Parser(argparse.ArgumentParser):
     "Raises what it refuses"
     def error(self, message): raise ValueError(message)
@@ -356,24 +358,25 @@ def command_parser(
     cmd, # Of `as_command`
 ):       # `argparse.ArgumentParser`; it gives what was typed, without the defaults
     "A parser of the options of a command, in the groups of the table"
-    pos = [k.upper() for k in cmd.pos]
-    p = Parser(cmd.__name__, ' '.join([cmd.__name__, *(f'[{k}]' for k in pos), '[options]']), cmd.__doc__.split('\n')[0],
-               f'{SEVERAL}gmml_nb {gmml_nb.__version__}', formatter_class=partial(argparse.HelpFormatter, max_help_position=25))
+    name,several = cmd.__name__,'On two GPUs: torchrun --standalone --nproc-per-node 2 --no-python {} DATA ... - '
+    p = Parser(name, ' '.join([name, *(f'[{k.upper()}]' for k in cmd.pos), '[options]']), cmd.__doc__.split('\n')[0],
+               (several.format(name) if 'fp16' in cmd.options else '') + f'gmml_nb {gmml_nb.__version__}',
+               formatter_class=partial(argparse.HelpFormatter, max_help_position=25))
     groups = {g: p.add_argument_group(g) for g in OPTIONS if any(o.group == g for o in cmd.options.values())}
     for k,o in cmd.options.items():
         (metavar,kind,_),default = KINDS[o.kind],'' if o.default in (None, False, '') else f' (default: {o.default})'
         how = dict(action='store_true') if kind is bool else dict(type=kind, metavar=metavar)
-        add = partial(groups[o.group].add_argument, default=argparse.SUPPRESS, help=(o.help + default).replace('%', '%%'), **how)
-        add(f"--{k.replace('_', '-')}", dest=k)
-        if k in cmd.pos: add(k, nargs='?', metavar=k.upper(), help=argparse.SUPPRESS)
+        add,text = groups[o.group].add_argument,(o.help + default).replace('%', '%%')
+        add(f"--{k.replace('_', '-')}", dest=k, default=argparse.SUPPRESS, help=text, **how)
+        if k in cmd.pos: add(k, nargs='?', type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return p
 
 # %% ../nbs/91_command.ipynb #c11a0004
-WORDS = dict(lr='learning-rate max-lr base-lr blr', bs='batch batch-size batchsize', epochs='epoch num-epochs n-epochs n-epoch max-epochs steps',
-    size='img-size image-size input-size resolution', arch='model model-name backbone architecture', out='output output-dir out-dir save-dir',
-    workers='num-workers', device='gpu gpus cuda cpu', patch_size='patch', data='dataset data-dir input', encoder='weights init pretrained-weights',
-    in_chans='channels', fp16='amp half', labels='num-labels', valid_pct='val-split valid-split test-size', settings='config', augment='aug augmentation',
-    seeds='num-seeds')
+WORDS = dict(lr='learning-rate max-lr base-lr blr', bs='batch batch-size batchsize', arch='model model-name backbone architecture',
+    epochs='epoch num-epochs n-epochs n-epoch max-epochs steps', size='img-size image-size input-size resolution',
+    out='output output-dir out-dir save-dir', workers='num-workers', device='gpu gpus cuda cpu', patch_size='patch',
+    data='dataset data-dir input', encoder='weights init pretrained-weights', in_chans='channels', fp16='amp half',
+    labels='num-labels', valid_pct='val-split valid-split test-size', settings='config', augment='aug augmentation', seeds='num-seeds')
 
 def refuse_word(
     cmd,      # Of `as_command`
@@ -381,15 +384,16 @@ def refuse_word(
 ):
     "Raise a `ValueError` that says what may have been meant"
     names,flag = list(cmd.options),lambda k: '--' + k.replace('_', '-')
-    if not word.startswith('-'):
-        raise ValueError(f'{word!r} is a word too many: {cmd.__name__} takes {", ".join(map(str.upper, cmd.pos))}, and options by their names')
+    takes = f'{cmd.__name__} takes {", ".join(map(str.upper, cmd.pos))}, and options by their names'
+    if not word.startswith('-'): raise ValueError(f'{word!r} is a word too many: {takes}')
     also = {f'--{o}': flag(k) for k,v in WORDS.items() if k in names for o in v.split()}
     also |= dict.fromkeys(('--resume', '--continue'), 'The same command again goes on from its last checkpoint')
     if 'change' in names:
         fields = names_in('finetune', 'FinetuneRecipe') if 'freeze' in names else names_in('pretrain', 'Recipe')
         also |= {flag(k): f'It is a field of the recipe: --change "{k}=..."' for k in fields if k not in names}
-        if 'noise' in fields: also |= dict.fromkeys(('--mask-ratio', '--ratio'), 'The corrupted share is --change "noise=.5,.7 replace=.3"')
-    known('--' + word.lstrip('-').partition('=')[0].replace('_', '-'), [flag(k) for k in names], f'option of {cmd.__name__}', also)
+        share = 'The corrupted share is --change "noise=.5,.7 replace=.3"'
+        if 'noise' in fields: also |= dict.fromkeys(('--mask-ratio', '--ratio'), share)
+    known('--' + word.lstrip('-').partition('=')[0].replace('_', '-'), map(flag, names), f'option of {cmd.__name__}', also)
 
 # %% ../nbs/91_command.ipynb #95000017
 def typed_options(
@@ -430,36 +434,37 @@ class LogRows:
     "Methods of fastai's `ProgressCallback` where the output is no terminal"
     def before_fit(self):
         from fastcore.basics import noop
-        self.begun,self.row,self.shown,self.widths,self.old_logger = None,None,-float('inf'),None,self.learn.logger
+        self.log_row,self.log_began,self.log_shown,self.log_widths,self.old_logger = None,None,-float('inf'),None,self.learn.logger
         if not self.create_mbar or self.logger == noop: return
-        self.learn.logger,names = self.log_row,[*self.recorder.metric_names, 'left']
-        self.widths = [max(len(o), 8) for o in names]
+        self.learn.logger,names = self.keep_row,[*self.recorder.metric_names, 'left']
+        self.log_widths = [max(len(o), 8) for o in names]
         self.write_row(names)
     def write_row(self, row):
-        print('  '.join(o.ljust(w) for o,w in zip(row, self.widths)).rstrip(), flush=True)
-        self.row,self.alive = None,time.monotonic()
-    def log_row(self, log):
-        self.row = [*(f'{o:.6f}' if isinstance(o, float) else str(o) for o in log), self.time_left()]
-        if time.monotonic() - self.shown < ROW_SECONDS: return
-        self.shown = time.monotonic()
-        self.write_row(self.row)
+        print('  '.join(o.ljust(w) for o,w in zip(row, self.log_widths)).rstrip(), flush=True)
+        self.log_row,self.log_alive = None,time.monotonic()
+    def keep_row(self, log):
+        self.log_row = [*(f'{o:.6f}' if isinstance(o, float) else str(o) for o in log), self.time_left()]
+        if time.monotonic() - self.log_shown < ROW_SECONDS: return
+        self.log_shown = time.monotonic()
+        self.write_row(self.log_row)
     def after_fit(self):
-        if self.row: self.write_row(self.row)
+        if self.log_row: self.write_row(self.log_row)
         self.learn.logger = self.old_logger
 
 # %% ../nbs/91_command.ipynb #95000022
 class LogClock:
     "More of them: the time that is left, and signs of life"
     def before_train(self):
-        if self.begun is None: self.begun = time.monotonic(),self.pct_train
+        if self.log_began is None: self.log_began = time.monotonic(),self.pct_train
     def time_left(self):
-        (t,p),done = self.begun,self.pct_train
+        (t,p),done = self.log_began,self.pct_train
         m,s = divmod(round((time.monotonic() - t)*max(0, 1 - done)/max(done - p, 1e-9)), 60)
         return f'{m//60}:{m % 60:02}:{s:02}' if m > 59 else f'{m:02}:{s:02}'
     def after_batch(self):
-        if not self.widths or time.monotonic() - self.alive < ALIVE_SECONDS: return
-        self.alive = time.monotonic()
-        print(f'epoch {self.epoch}, step {self.iter + 1} of {self.n_iter}, loss {self.smooth_loss.item():.4f}, {self.time_left()} left', flush=True)
+        if not self.log_widths or time.monotonic() - self.log_alive < ALIVE_SECONDS: return
+        self.log_alive = time.monotonic()
+        where = f'epoch {self.epoch}, step {self.iter + 1} of {self.n_iter}'
+        print(f'{where}, loss {self.smooth_loss.item():.4f}, {self.time_left()} left', flush=True)
     def before_epoch(self): pass
     before_validate = after_train = after_validate = before_epoch
 
@@ -490,7 +495,8 @@ def log_lines():
 def from_terminal() -> bool:
     "Was the function that asks called at the top of a file that is run, as console scripts do?"
     f = sys._getframe(2)
-    return f.f_locals is f.f_globals and f.f_globals.get('__name__') == '__main__' and f.f_globals.get('__file__') == f.f_code.co_filename
+    top = f.f_globals
+    return f.f_locals is top and top.get('__name__') == '__main__' and top.get('__file__') == f.f_code.co_filename
 
 def at_home(cmd, options):
     "Paths that begin with `~`, which a shell leaves alone behind an equals sign, written out"
@@ -502,7 +508,7 @@ def check_options(cmd, options):
     o = {**{k: v.default for k,v in cmd.options.items()}, **options}
     for k in o:
         check = KINDS[cmd.options[k].kind][2]
-        if check and (o[k] is not None or k == cmd.pos[0]): check(cmd.__name__, k, o)
+        if check and (o[k] is not None or k == 'sweep' or k == 'data' and k in cmd.pos): check(cmd.__name__, k, o)
 
 # %% ../nbs/91_command.ipynb #95000030
 def run_command(cmd, options):
