@@ -17,7 +17,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from .core import known, number, override
+from .core import known, number, override, pick_device
 from .command import (OPTIONS, as_command, check_source, command_parser, own_folder, parse_fields, parse_numbers, parse_side,
                              rank, read_settings, save_settings, settings_of, show_settings, write_text)
 
@@ -156,7 +156,7 @@ def save_figure(
 # %% ../nbs/95_cli.ipynb #95000033
 def pretrain_recipe(o, size, patch, model_args):
     "The recipe of a run, with blocks that its transformer has; what it names is there"
-    from gmml_nb.pretrain import LOSSES, get_recipe, make_alien
+    from gmml_nb.recipe import LOSSES, get_recipe, make_alien
     r = get_recipe(o.recipe, **{**parse_fields(o.change), **without_none(lr=o.lr)})
     r = check_model(r, o.blocks, o.arch, size, patch, o.in_chans, model_args)
     make_alien(r),known(r.loss, LOSSES, 'loss')
@@ -185,7 +185,8 @@ def run_pretrain(
     Returns: `Learner`
     """
     from gmml_nb.data import pretrain_dls
-    from gmml_nb.pretrain import all_processes, gmml_learner, pick_device
+    from gmml_nb.pretrain import gmml_learner
+    from gmml_nb.training import all_processes
     size,patch = parse_side(o.size, 'size'),parse_side(o.patch_size, 'patch_size')
     model_args = without_none(embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
     r = pretrain_recipe(o, size, patch, model_args)
@@ -331,7 +332,6 @@ def finetune_facts(o):
 def labelled_dls(o, args):
     "The images, prepared as those that the encoder has seen"
     from gmml_nb.data import finetune_dls
-    from gmml_nb.pretrain import pick_device
     from gmml_nb.weights import prepared
     seen = {k: v for k,v in prepared(o.encoder).items() if k != 'crop_pct' and v is not None}   # the crop is the recipe's
     augment = None if o.augment == 'none' else o.augment
@@ -350,7 +350,7 @@ def run_finetune(
     """
     from fastai.metrics import accuracy, top_k_accuracy
     from gmml_nb.finetune import finetune_learner
-    from gmml_nb.pretrain import all_processes
+    from gmml_nb.training import all_processes
     args,model_args,r = finetune_facts(o)
     ck,dls = checkpoint_of(o, 'gmml_finetune'),labelled_dls(o, args)
     n,metrics = len(dls.vocab),[accuracy, top_k_accuracy]   # of the first five

@@ -241,7 +241,7 @@ KINDS = dict(   # what --help calls it, its type, and a check of option k of com
     fields=('FIELDS', str, lambda f, k, o: parse_fields(o[k])), path=('PATH', str, None),
     folder=('FOLDER', str, lambda f, k, o: own_folder(o[k], f)), encoder=('ENCODER', str, lambda f, k, o: check_encoder_folder(o[k])),
     source=('DATA', str, lambda f, k, o: check_source(o[k], o.get('root'))),
-    recipe=('NAME', str, one_of('pretrain', 'RECIPES', 'recipe')),
+    recipe=('NAME', str, one_of('recipe', 'RECIPES', 'recipe')),
     finetune_recipe=('NAME', str, one_of('finetune', 'FINETUNE_RECIPES', 'fine-tuning recipe')),
     augment=('NAME', str, one_of('augment', 'AUGMENTS', 'augmentation', 'none')),
     starts=('NAMES', str, one_of('ablations', 'METHOD_NAMES', 'start')),
@@ -389,7 +389,7 @@ def refuse_word(
     also = {f'--{o}': flag(k) for k,v in WORDS.items() if k in names for o in v.split()}
     also |= dict.fromkeys(('--resume', '--continue'), 'The same command again goes on from its last checkpoint')
     if 'change' in names:
-        fields = names_in('finetune', 'FinetuneRecipe') if 'freeze' in names else names_in('pretrain', 'Recipe')
+        fields = names_in('finetune', 'FinetuneRecipe') if 'freeze' in names else names_in('recipe', 'Recipe')
         also |= {flag(k): f'It is a field of the recipe: --change "{k}=..."' for k in fields if k not in names}
         share = 'The corrupted share is --change "noise=.5,.7 replace=.3"'
         if 'noise' in fields: also |= dict.fromkeys(('--mask-ratio', '--ratio'), share)

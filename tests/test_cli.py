@@ -85,7 +85,7 @@ def test_an_answer_without_imports(tmp_path, words, said):
     if r.returncode: assert r.stderr.startswith('error: ') and r.stderr.count('\n') == 1
 
 
-@pytest.mark.parametrize('module, what', [('datasets', 'DATASETS'), ('pretrain', 'RECIPES'), ('finetune', 'FINETUNE_RECIPES'), ('augment', 'AUGMENTS'),
+@pytest.mark.parametrize('module, what', [('datasets', 'DATASETS'), ('recipe', 'RECIPES'), ('finetune', 'FINETUNE_RECIPES'), ('augment', 'AUGMENTS'),
                                           ('ablations', 'METHOD_NAMES'), ('ablations', 'SWEEPS'), ('benchmark', 'BENCHMARKS')])
 def test_names_in_the_source_are_the_names(module, what):
     assert command.names_in(module, what) == tuple(getattr(__import__(f'gmml_nb.{module}', fromlist='_'), what))
@@ -93,8 +93,8 @@ def test_names_in_the_source_are_the_names(module, what):
 
 def test_fields_in_the_source_are_the_fields():
     from gmml_nb.finetune import FINETUNE_RECIPES
-    from gmml_nb.pretrain import RECIPES
-    assert command.names_in('pretrain', 'Recipe') == tuple(vars(RECIPES['paper'])) and command.names_in('finetune', 'FinetuneRecipe') == tuple(vars(FINETUNE_RECIPES['deit']))
+    from gmml_nb.recipe import RECIPES
+    assert command.names_in('recipe', 'Recipe') == tuple(vars(RECIPES['paper'])) and command.names_in('finetune', 'FinetuneRecipe') == tuple(vars(FINETUNE_RECIPES['deit']))
 
 
 def test_one_table():
