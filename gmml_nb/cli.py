@@ -18,8 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from .core import known, number, override, pick_device
-from .command import (OPTIONS, as_command, check_source, command_parser, own_folder, parse_fields, parse_numbers, parse_side,
-                             rank, read_settings, save_settings, settings_of, show_settings, write_text)
+from .command import (OPTIONS, as_command, check_source, command_parser, own_folder, parse_fields, parse_numbers,
+                             parse_side, rank, read_settings, save_settings, settings_of, show_settings, write_text)
 
 # %% ../nbs/95_cli.ipynb #6ac9f256
 def without_none(**kwargs): return {k: v for k,v in kwargs.items() if v is not None}
@@ -191,8 +191,8 @@ def run_pretrain(
     model_args = without_none(embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
     r = pretrain_recipe(o, size, patch, model_args)
     ck,source,device = checkpoint_of(o, 'gmml_pretrain'),source_of(o.data, o.root),pick_device(o.device)
-    dls = pretrain_dls(source, size, o.bs, o.valid_pct, seed=o.seed, in_chans=o.in_chans, on_error=o.on_error, resize=o.resize,
-                       num_workers=o.workers, device=device, cache=None if o.cache == 'none' else o.cache)
+    dls = pretrain_dls(source, size, o.bs, o.valid_pct, seed=o.seed, in_chans=o.in_chans, on_error=o.on_error,
+                       resize=o.resize, num_workers=o.workers, device=device, cache=None if o.cache == 'none' else o.cache)
     learn = gmml_learner(dls, o.arch, r, o.pretrained, patch, model_args, o.seed)
     more = dict(recipe=asdict(r), model_args=learn.model.encoder.model_args, images=len(dls.train.dataset))
     note = partial(save_settings, o.out, 'gmml_pretrain', vars(o), **more)
@@ -203,7 +203,8 @@ def run_pretrain(
 
 # %% ../nbs/95_cli.ipynb #bcc6a73c
 @as_command('data', out='Folder to write: the encoder, settings.json, history.csv, reconstructions.png',
-            valid_pct='Share of the images held out, to measure the loss on', workers='Processes that read files, with --cache none')
+            valid_pct='Share of the images held out, to measure the loss on',
+            workers='Processes that read files, with --cache none')
 def gmml_pretrain(
     data=None, root=None, out='gmml_encoder', arch='vit_small_patch16_224', size='224', patch_size=None, resize='crop',
     in_chans=None, embed_dim=None, depth=None, num_heads=None, blocks=None, pretrained=False, recipe='paper', change=None,
@@ -324,20 +325,23 @@ def write_classifier(
 def finetune_facts(o):
     "Arguments of the encoder, those of them that were typed, and the recipe"
     from gmml_nb.finetune import FINETUNE_RECIPES
-    shape = without_none(patch_size=parse_side(o.patch_size, 'patch_size'), **{k: vars(o)[k] for k in ('embed_dim', 'depth', 'num_heads')})
+    patch = parse_side(o.patch_size, 'patch_size')
+    shape = without_none(patch_size=patch, embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
     args = check_encoder(o.encoder, o.arch, shape, parse_side(o.size, 'size'), o.in_chans)
     r = FINETUNE_RECIPES[known(o.recipe, FINETUNE_RECIPES, 'fine-tuning recipe')]
-    return args, shape, override(r, **parse_fields(o.change) | without_none(lr=o.lr, freeze=o.freeze, layer_decay=o.layer_decay))
+    change = parse_fields(o.change) | without_none(lr=o.lr, freeze=o.freeze, layer_decay=o.layer_decay)
+    return args, shape, override(r, **change)
 
 def labelled_dls(o, args):
     "The images, prepared as those that the encoder has seen"
     from gmml_nb.data import finetune_dls
     from gmml_nb.weights import prepared
-    seen = {k: v for k,v in prepared(o.encoder).items() if k != 'crop_pct' and v is not None}   # the crop is the recipe's
-    augment = None if o.augment == 'none' else o.augment
+    how = {k: v for k,v in prepared(o.encoder).items() if k != 'crop_pct' and v is not None}   # the crop is the recipe's
+    how |= without_none(resize=o.resize)
+    augment,size = None if o.augment == 'none' else o.augment,args.get('img_size') or 224
     chans = o.in_chans or (args.get('in_chans', 3) if o.encoder else None)
-    return finetune_dls(source_of(o.data, o.root), args.get('img_size') or 224, o.bs, augment, o.labels, o.seed, o.valid_pct, chans,
-                        on_error=o.on_error, num_workers=o.workers, device=pick_device(o.device), **seen | without_none(resize=o.resize))
+    return finetune_dls(source_of(o.data, o.root), size, o.bs, augment, o.labels, o.seed, o.valid_pct, chans,
+                        on_error=o.on_error, num_workers=o.workers, device=pick_device(o.device), **how)
 
 # %% ../nbs/95_cli.ipynb #c56d645c
 def run_finetune(
@@ -365,8 +369,8 @@ def run_finetune(
 
 # %% ../nbs/95_cli.ipynb #4a787824
 @as_command('data', 'encoder', recipe=('finetune_recipe', 'The fine-tuning recipe'),
-            data='Folder of class folders (or of train/, valid/, test/), CSV file with a column of paths and one of labels, '
-                 'or the name of a dataset',
+            data='Folder of class folders (or of train/, valid/, test/), CSV file with a column of paths and one of '
+                 'labels, or the name of a dataset',
             out='Folder to write: the classifier, settings.json, history.csv, confusion.png',
             size="Pixels of a side, or height,width; left out: the encoder's",
             resize="Pictures of another shape: 'crop', 'pad' or 'squish'; left out: as the encoder saw them",
@@ -375,9 +379,9 @@ def run_finetune(
             lr="Peak learning rate of a batch of 512; it grows with the batch; left out: the recipe's")
 def gmml_finetune(
     data=None, encoder=None, root=None, out='gmml_classifier', labels=None, epochs=100, lr=None, bs=64, augment='deit',
-    recipe='deit', change=None, freeze=None, layer_decay=None, size=None, resize=None, arch=None, patch_size=None, in_chans=None,
-    embed_dim=None, depth=None, num_heads=None, valid_pct=.2, checkpoint=None, save_minutes=5., save_steps=None, fp16=False,
-    bf16=False, workers=0, device=None, seed=42, on_error='raise', settings=None,
+    recipe='deit', change=None, freeze=None, layer_decay=None, size=None, resize=None, arch=None, patch_size=None,
+    in_chans=None, embed_dim=None, depth=None, num_heads=None, valid_pct=.2, checkpoint=None, save_minutes=5.,
+    save_steps=None, fp16=False, bf16=False, workers=0, device=None, seed=42, on_error='raise', settings=None,
 ): # A trained `Learner`
     """Fine-tune an encoder on labelled images, measure it, and write a classifier that timm loads
 
@@ -401,7 +405,7 @@ def run_sweep(
     """
     from fastai.torch_core import num_distrib
     from gmml_nb.ablations import Sweep
-    if min(o.jobs, num_distrib()) > 1: raise ValueError(f'jobs={o.jobs} runs several trainings side by side, a launcher one: choose one')
+    if min(o.jobs, num_distrib()) > 1: raise ValueError(f'jobs={o.jobs} runs trainings side by side, a launcher one: choose')
     if o.data and Path(o.out).resolve() == Path(o.data).resolve():
         raise ValueError(f'out={o.out!r} is the folder of the images: choose another --out')
     fields = {**parse_fields(o.change), **without_none(data=o.data)}
@@ -422,12 +426,14 @@ def say_sweep(sweep, df, file):
     print(*[verdict(df, first, v, sweep.by[0]) for v in others], f'results: {sweep.results}, figure: {file}', sep='\n')
 
 # %% ../nbs/95_cli.ipynb #d8ac0cc5
-@as_command('sweep', data="Folder of class folders, or another dataset's name, in place of the base's data", seed='First seed',
+@as_command('sweep', seed='First seed',
+            data="Folder of class folders, or another dataset's name, in place of the base's data",
             change='Fields of the experiment or its recipe to change: "epochs=50 labels=500 max_side=.5"',
             out=('path', 'Folder for encoders, checkpoints and the figure'),
             results='JSON-lines file; runs that are in it are not run again; left out: results/BASE.jsonl')
 def gmml_sweep(
-    sweep=None, base='digits', data=None, root=None, seed=0, seeds=3, jobs=1, change=None, out='runs', results=None, dry_run=False,
+    sweep=None, base='digits', data=None, root=None, seed=0, seeds=3, jobs=1, change=None, out='runs', results=None,
+    dry_run=False,
 ): # Table of the sweep
     """One of the paper's comparisons, at any scale: killed, it goes on where it was
 
@@ -446,7 +452,9 @@ def gmml_bench(
     """
     from fastai.torch_core import num_distrib
     from gmml_nb.benchmark import BENCHMARKS, benchmark
-    if num_distrib() > 1: raise ValueError('gmml_bench starts processes of its own: start it without accelerate or torchrun')
-    df = benchmark(BENCHMARKS if parts is None else parts.replace(',', ' ').split(), quick, None if quick else results)
-    print(f"{len(df)} measurements, {(df.holds == 'NO').sum()} short of their target" + ('' if quick else f', added to {results}'))
+    if num_distrib() > 1: raise ValueError('gmml_bench starts processes itself: start it without accelerate or torchrun')
+    results = None if quick else results
+    df = benchmark(BENCHMARKS if parts is None else parts.replace(',', ' ').split(), quick, results)
+    short = (df.holds == 'NO').sum()
+    print(f'{len(df)} measurements, {short} short of their target' + (f', added to {results}' if results else ''))
     return df

@@ -100,7 +100,7 @@ def test_fields_in_the_source_are_the_fields():
 def test_one_table():
     "Every option is in the table, of a kind that there is, under one group; the docstring has each"
     table = [k for d in command.OPTIONS.values() for k in d]
-    assert len(table) == len(set(table)) and {kind for d in command.OPTIONS.values() for kind,_ in d.values()} <= set(command.KINDS)
+    assert len(table) == len(set(table)) and {kind for d in command.OPTIONS.values() for kind,_ in d.values()} <= set(command.OPTION_KINDS)
     used = {k for c in (gmml_pretrain, gmml_finetune, gmml_sweep, gmml_bench, gmml_demo) for k in c.options}
     assert set(table) <= used
     for c in (gmml_pretrain, gmml_finetune, gmml_sweep, gmml_bench):
