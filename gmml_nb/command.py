@@ -303,6 +303,7 @@ OPTIONS['run'] = dict(
                     'left out: all'),
     seed=('integer', 'Of the split, the weights, the crops and what else is random'),
     seeds=('count', 'How many seeds'),
+    draws=('count', 'Draws of labelled images for each pretraining'),
     jobs=('count', 'Runs side by side, each with its share of the cores'),
     device=('word', "'cpu', 'cuda', ...; left out: the GPU if there is one"),
     fp16=('flag', 'Train in half precision'),
@@ -365,7 +366,8 @@ def command_parser(
                formatter_class=partial(argparse.HelpFormatter, max_help_position=25))
     groups = {g: p.add_argument_group(g) for g in OPTIONS if any(o.group == g for o in cmd.options.values())}
     for k,o in cmd.options.items():
-        (metavar,kind,_),default = OPTION_KINDS[o.kind],'' if o.default in (None, False, '') else f' (default: {o.default})'
+        metavar,kind,_ = OPTION_KINDS[o.kind]
+        default = '' if o.default in (None, '') or o.default is False else f' (default: {o.default})'
         how = dict(action='store_true') if kind is bool else dict(type=kind, metavar=metavar)
         add,text = groups[o.group].add_argument,(o.help + default).replace('%', '%%')
         add(f"--{k.replace('_', '-')}", dest=k, default=argparse.SUPPRESS, help=text, **how)
