@@ -29,7 +29,9 @@ from fastprogress.fastprogress import format_time, progress_bar
 from .data import ImageLoaders, finetune_dls, pretrain_dls
 from .datasets import DATASETS, as_labelled, class_order, get_dataset
 from .core import known, override
-from .pretrain import Recipe, SkipValidation, all_processes, get_recipe, pick_device
+from .core import pick_device
+from .recipe import Recipe, get_recipe
+from .training import SkipValidation, all_processes
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
 from .evaluate import interval, own_stats
 from .baselines import METHODS

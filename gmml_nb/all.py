@@ -12,7 +12,10 @@ from .decoder import GMMLAutoencoder, PointwiseDecoder
 from .loss import MaskedL1Loss, MaskedMSELoss
 from .checkpoint import Checkpoint
 from .weights import load_encoder, read_config
-from .pretrain import GMML, RECIPES, ClipEach, LogEvery, Recipe, SkipValidation, all_processes, get_recipe, gmml_learner, method_learner, pick_device
+from .core import pick_device
+from .recipe import RECIPES, Recipe, get_recipe
+from .training import ClipEach, LogEvery, SkipValidation, all_processes
+from .pretrain import GMML, gmml_learner, method_learner
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
 from .evaluate import TrackFeatures, feature_rank, features, history, interval, knn_accuracy, linear_probe, long_enough, plot_progress
 from .baselines import MAE, METHODS, SimMIM, autoencoder_learner, mae_learner, simmim_learner

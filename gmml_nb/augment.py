@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from timm.data import auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from .datasets import nearest_name
-from .images import as_float, check_resize, fit_batch, fit_image, from_pil, on_host
+from .core import on_host
+from .images import as_float, check_resize, fit_batch, fit_image, from_pil
 
 # %% ../nbs/06_augment.ipynb #48c98a2e
 def _rand(shape, x, generator=None, low=0., high=1.):

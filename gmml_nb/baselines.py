@@ -21,7 +21,8 @@ from .corruption import Zeros, token_grid
 from .decoder import PatchTranspose
 from .loss import MaskedMSELoss
 from .vit import GMMLEncoder
-from .pretrain import GMML, Recipe, gmml_learner, gmml_model, method_learner, recipe_loss
+from .recipe import Recipe, gmml_model, recipe_loss
+from .pretrain import GMML, gmml_learner, method_learner
 
 # %% ../nbs/55_baselines.ipynb #79bb86e4
 def square_side(

@@ -38,7 +38,9 @@ from .corruption import group_mask, token_grid
 from .data import pixels_and_sizes, pretrain_dls
 from .checkpoint import own_rng
 from .core import known
-from .pretrain import augment, get_recipe, gmml_learner, make_alien, pick_device, to_float
+from .core import pick_device
+from .recipe import augment, get_recipe, make_alien
+from .pretrain import gmml_learner, to_float
 from .ablations import StepTimer, add_line, plain_training, provenance, quiet, read_results
 
 # %% ../nbs/93_benchmark.ipynb #d7ba857d

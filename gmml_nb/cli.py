@@ -46,7 +46,10 @@ from .core import known, number, override
 from .checkpoint import Checkpoint
 from .identity import images_hash
 from .weights import encoder_source, prepared
-from .pretrain import LOSSES, Recipe, all_processes, get_recipe, gmml_learner, make_alien, pick_device
+from .core import pick_device
+from .recipe import LOSSES, Recipe, get_recipe, make_alien
+from .training import all_processes
+from .pretrain import gmml_learner
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
 from .evaluate import history, plain_dl
 from . import export   # `export_classifier`

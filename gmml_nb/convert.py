@@ -23,7 +23,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .checkpoint import Checkpoint, damage
 from .vit import resolve_arch
 from .weights import prepared, write_model
-from .pretrain import Recipe
+from .recipe import Recipe
 
 # %% ../nbs/94_convert.ipynb #e870c115
 def read_checkpoint(

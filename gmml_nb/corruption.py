@@ -17,7 +17,7 @@ from itertools import accumulate
 from fastcore.basics import first, patch
 import torch
 from torch import Tensor
-from .images import on_host
+from .core import on_host
 
 # %% ../nbs/10_corruption.ipynb #54fb7401
 def _rand(*shape, generator=None, device=None, normal=False):

@@ -22,7 +22,7 @@ from .augment import AUGMENTS
 from .datasets import as_labelled
 from .core import known, override
 from .identity import images_hash
-from .pretrain import LOSSES, get_recipe, make_alien
+from .recipe import LOSSES, get_recipe, make_alien
 from .finetune import FINETUNE_RECIPES
 from .ablations import METHOD_NAMES, Experiment, Sweep, plot_sweep, summary, verdict
 from .cli import (as_command, check_model, check_numbers, own_folder, parse_fields, parse_side, save_figure, save_history, save_settings, settings_of,

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from .checkpoint import what_ran
 from .vit import model_place, timm_model
 from .weights import image_stats, image_way, read_config, write_model
-from .pretrain import RECIPES
+from .recipe import RECIPES
 from .finetune import FINETUNE_RECIPES
 
 # %% ../nbs/92_export.ipynb #730fc0b8

@@ -35,7 +35,7 @@ from .core import known, number, override
 from .checkpoint import fit_run, what_ran
 from .data import ImageLoaders
 from .weights import image_stats, image_way, load_encoder, prepared
-from .pretrain import StopOnNonFinite, warmup_cosine
+from .training import StopOnNonFinite, warmup_cosine
 
 # %% ../nbs/60_finetune.ipynb #c8542a93
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ Docs: https://gmml-nb.github.io/gmml_nb/images.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'image_files', 'plain_image', 'Unreadable', 'open_image', 'read_image', 'to_pil', 'from_pil',
-           'as_float', 'as_8bit', 'on_host', 'fit_image', 'fit_batch', 'image_sizes', 'read_stored', 'as_images',
-           'image_moments', 'stats_of', 'decode_files', 'readable', 'measure_depth']
+           'as_float', 'as_8bit', 'fit_image', 'fit_batch', 'image_sizes', 'read_stored', 'as_images', 'image_moments',
+           'stats_of', 'decode_files', 'readable', 'measure_depth']
 
 # %% ../nbs/02_images.ipynb #5173f686
 import io, json, os, struct, sys, threading, warnings, zlib
@@ -25,6 +25,7 @@ from fastcore.basics import chunked
 from fastprogress.fastprogress import progress_bar
 from timm.data import create_transform
 from timm.data.transforms import CenterCropOrPad
+from .core import on_host
 
 # %% ../nbs/02_images.ipynb #ea40be2f
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.bmp', '.dib', '.gif', '.tif', '.tiff', '.webp',
@@ -542,13 +543,6 @@ def as_8bit(
     Returns (torch.Tensor): uint8
     """
     return x if x.dtype == torch.uint8 else (x*255).round().to(torch.uint8)
-
-# %% ../nbs/02_images.ipynb #31195566
-def on_host(
-    x: torch.Tensor,
-) -> bool:
-    "May the values of `x` be looked at without waiting? On a CPU, unless a program is being traced"
-    return type(x) is torch.Tensor and x.is_cpu and not x.requires_grad and not torch.compiler.is_compiling()
 
 # %% ../nbs/02_images.ipynb #dfea67f9
 _CROP_MODE = {'crop': 'center', 'pad': 'border', 'squish': 'squash'}

@@ -1,6 +1,8 @@
 "No thread pool of torch's is running when tests fork; fixtures of several tests"
 import subprocess, sys
+from pathlib import Path
 import pytest, torch
+from xdist.scheduler import LoadScopeScheduling
 from common import ROOT
 
 
@@ -8,12 +10,14 @@ def pytest_addoption(parser):
     for o in ('slow', 'cuda'): parser.addoption(f'--{o}', action='store_true', help=f'run cells marked `#| {o}` too')
 
 
-@pytest.hookimpl(tryfirst=True)   # before xdist looks for groups
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     "With several workers, the tests of a file stay together, and those that need the docs site, too; each chapter is on its own"
-    for o in items:
-        name = o.path.stem
-        if name != 'test_chapters': o.add_marker(pytest.mark.xdist_group('site' if name in ('test_docs', 'test_site') else name))
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            name = Path(nodeid.split('::')[0]).stem
+            return nodeid if name == 'test_chapters' else 'site' if name in ('test_docs', 'test_site') else name
+    return Together(config, log)
 
 
 torch.set_num_threads(1)   # GNU's OpenMP hangs in a process that was forked after it had started threads

@@ -9,7 +9,8 @@ from fastai.callback.core import Callback
 from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.finetune import finetune_learner
-from gmml_nb.pretrain import all_processes, gmml_learner
+from gmml_nb.training import all_processes
+from gmml_nb.pretrain import gmml_learner
 from common import child, code, dies_of_a_worker, ranks
 
 KILLS = int(os.environ.get('GMML_KILLS', 8))    # of pretraining; half of it of two processes, and of fine-tuning

@@ -1,5 +1,5 @@
 "Every notebook as it is committed: executed, small, clean, and the one its module is exported from"
-import json, re
+import ast, json, re
 import nbformat, pytest
 from common import NAMES, NOTEBOOKS, ROOT
 
@@ -40,6 +40,23 @@ def test_module_has_the_name_of_its_notebook(path):
 def test_every_module_has_its_notebook():
     exported = {default_exp(nbformat.read(p, as_version=4)) for p in NOTEBOOKS} - {None}
     assert {p.stem for p in (ROOT/'gmml_nb').glob('*.py')} - CONTAINERS == exported
+
+
+def imported(module, known):
+    "Modules of ours that a module imports, at its top or inside of a function"
+    for o in ast.walk(ast.parse((ROOT/f'gmml_nb/{module}.py').read_text(encoding='utf-8'))):
+        if isinstance(o, ast.ImportFrom) and o.level == 1: names = [o.module] if o.module else [a.name for a in o.names]
+        elif isinstance(o, ast.ImportFrom) and (o.module or '').startswith('gmml_nb'): names = [o.module[8:]] if o.module[8:] else [a.name for a in o.names]
+        elif isinstance(o, ast.Import): names = [a.name[8:] for a in o.names if a.name.startswith('gmml_nb.')]
+        else: continue
+        yield from (o.split('.')[0] for o in names if o.split('.')[0] in known)
+
+
+def test_chapters_import_earlier_ones_only():
+    number = {m[2]: int(m[1]) for p in NOTEBOOKS if (m := re.match(r'(\d+)_(\w+)$', p.stem))}
+    assert len(set(number.values())) == len(number), 'two chapters have one number'
+    wrong = [f'{number[m]}_{m} imports {number[o]}_{o}' for m in number for o in imported(m, number) if number[o] >= number[m]]
+    assert 'core' in imported('recipe', number) and not wrong
 
 
 def test_chapters_do_not_hide_names_of_each_other():

@@ -13,7 +13,8 @@ from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import load_learner
 from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import pretrain_dls
-from gmml_nb.pretrain import RECIPES, Recipe, gmml_learner
+from gmml_nb.recipe import RECIPES, Recipe
+from gmml_nb.pretrain import gmml_learner
 
 TINY = dict(embed_dim=16, depth=2, num_heads=2)
 
@@ -309,3 +310,13 @@ def test_doors_of_fastai_with_files(tmp_path):
     with pytest.raises(ValueError, match='no images.*give it some'): again.predict(tmp_path/'3.png')
     again.dls = dls
     assert torch.equal(again.predict(tmp_path/'3.png')['restored'], learn.predict(tmp_path/'3.png')['restored'])
+
+
+# Steps of several batches, rows of the log ------------------------------------------------------------------------------
+
+def test_rows_after_so_many_steps_and_rates_of_accumulated_batches():
+    learn = fit(learner(valid_pct=.25, bs=4, accumulate=3), 5, log_steps=7)     # three batches an epoch
+    assert learn.recorder.iters == [9, 15]                                      # the first epoch after seven steps, and the last
+    assert max(learn.recorder.hps['lr']) == pytest.approx(5e-4*12/256, rel=.1)   # the rate follows the images of a step
+    with pytest.raises(ValueError, match='whole number'): learner(accumulate=0)
+    with pytest.raises(ValueError, match='whole number'): fit(learn, 1, log_steps=0)

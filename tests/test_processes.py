@@ -13,7 +13,8 @@ from gmml_nb.cli import gmml_pretrain
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.evaluate import TrackFeatures, features
 from gmml_nb.finetune import finetune_learner
-from gmml_nb.pretrain import GlobalMean, all_processes, gmml_learner
+from gmml_nb.training import GlobalMean, all_processes
+from gmml_nb.pretrain import gmml_learner
 from common import code, ranks
 
 class Images(Callback):

@@ -32,7 +32,7 @@ def main():
     flags = [f'--{k}' for k,v in vars(args).items() if v]
     with tempfile.TemporaryDirectory() as d:
         xml = Path(d)/'pytest.xml'
-        cmd = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-n', str(WORKERS), '--dist', 'loadgroup', f'--timeout={LIMIT}',
+        cmd = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-n', str(WORKERS), '--dist', 'loadscope', f'--timeout={LIMIT}',
                '--durations=15', f'--junitxml={xml}', *flags, *more, 'tests']
         rc = subprocess.run(cmd, cwd=ROOT, env=environment(d), stdin=subprocess.DEVNULL).returncode
         passed,failed,stopped = counts(xml)
