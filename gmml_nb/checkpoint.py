@@ -560,7 +560,7 @@ def what_ran(
     return dict(epochs=len(rows), results={k: v for k,v in last if isinstance(v, (int, float)) and math.isfinite(v)})
 
 # %% ../nbs/45_checkpoint.ipynb #c4ecc501
-def check_callbacks(
+def only_callbacks(
     cbs, # What was given
 ):
     "A `ValueError` unless all are callbacks"
@@ -574,7 +574,7 @@ def check_cbs(
     cbs,           # What was given
 ):
     "Raise a `ValueError` for what is no callback, or sets the rate that the schedule sets"
-    check_callbacks(cbs)
+    only_callbacks(cbs)
     for cb in [*learn.cbs, *listify(cbs)]:
         if isinstance(cb, ReduceLROnPlateau) or cb is ReduceLROnPlateau:
             raise ValueError('ReduceLROnPlateau lowers a rate that the schedule of the recipe sets at each step: leave it out, or use learn.fit(10, 1e-3, cbs=ReduceLROnPlateau())')
