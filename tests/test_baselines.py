@@ -2,12 +2,12 @@
 import pytest, torch
 import torch.nn.functional as F
 from torch import nn
-from fastai.callback.core import Callback
 from gmml_nb.baselines import MAE, METHODS, MAEDecoder, NormedPatchLoss, Squares, embed_tokens, token_mask
 from gmml_nb.corruption import Zeros
 from gmml_nb.data import pretrain_dls
 from gmml_nb.datasets import get_dataset
 from gmml_nb.vit import GMMLEncoder
+from callbacks import StopAt
 
 ARCH,ENC = 'vit_tiny_patch16_224', dict(img_size=(16, 24), patch_size=4, in_chans=2, drop_path=0., embed_dim=32, depth=2, num_heads=2)
 
@@ -80,12 +80,6 @@ def test_half_precision_is_near(method):
     with torch.no_grad(): whole = o.loss_func(o.model(*args), xb, mask)
     assert half.dtype == torch.float32 and half.item() == pytest.approx(whole.item(), abs=.05)
 
-class StopIn(Callback):
-    "A power cut"
-    def __init__(self, epoch): self.at = epoch
-    def before_epoch(self):
-        if self.epoch == self.at: raise KeyboardInterrupt
-
 def fit(method, checkpoint=None, cbs=None, **kw):
     o = learner(method, 32, drop_path=.2, **kw)
     with o.no_bar(), o.no_logging(): o.fit_gmml(2, checkpoint=checkpoint, cbs=cbs, estimate=False)
@@ -93,7 +87,7 @@ def fit(method, checkpoint=None, cbs=None, **kw):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_interrupted_runs_go_on(method, tmp_path):
-    with pytest.raises(KeyboardInterrupt): fit(method, tmp_path/'ck', StopIn(1))
+    with pytest.raises(KeyboardInterrupt): fit(method, tmp_path/'ck', StopAt(4))
     whole,again = fit(method),fit(method, tmp_path/'ck')
     assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
     assert whole.recorder.values == again.recorder.values

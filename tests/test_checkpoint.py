@@ -11,6 +11,7 @@ from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.finetune import finetune_learner
 from gmml_nb.training import all_processes
 from gmml_nb.pretrain import gmml_learner
+from callbacks import StopAt
 from common import child, code, dies_of_a_worker, ranks
 
 KILLS = int(os.environ.get('GMML_KILLS', 8))    # of pretraining; half of it of two processes, and of fine-tuning
@@ -27,10 +28,6 @@ def pretraining(source=None, valid_pct=.2, cbs=None, **kw):
 def finetuning(cbs=None):
     dls = finetune_dls((images(), np.arange(40) % 4), size=12, bs=4, recipe='deit', device='cpu')
     return finetune_learner(dls, None, arch='vit_tiny_patch16_224', model_args=dict(TINY, patch_size=2), cbs=cbs)
-
-def moment(i, n, low=.1):
-    "When the `i`-th of `n` runs is killed: anywhere in the `i`-th part of it"
-    return low + (.9 - low)*(i + random.Random(i).random())/n
 
 def train(learn, folder=None, n=EPOCHS, steps=1, **kw):
     "Train, and save after every step"
@@ -50,18 +47,22 @@ def digest(learn):
 
 # Killed ------------------------------------------------------------------------------------------------------------
 
+def kill(pids, folder, i, n):
+    "Kill processes that train into `folder`: the first of `n` as they begin, the others at a random moment of the `i`-th part of the run"
+    chance,give_up = random.Random(i),time.time() + 60
+    at = EPOCHS*(i - 1 + chance.random())/(n - 1)
+    def epochs(): return max((int(e) + int(b)/8 for _,e,_,b in (o.name.split('_') for o in folder.glob('epoch_*'))), default=0)
+    while epochs() < at and not (folder/'finished').exists() and time.time() < give_up: time.sleep(.002)
+    time.sleep(chance.uniform(0, .03))   # somewhere in a step, or while it is saved
+    for p in pids: os.kill(p, signal.SIGKILL)
+
 def kill_and_resume(make, tmp_path, n):
-    "`n` runs, each killed at a random moment of its own part and started again; how many were killed in time, and the digests at the end"
+    "`n` runs, each killed at a random moment and started again; how many were killed in time, and the digests at the end"
     whole,out,killed = digest(train(make(), tmp_path/'whole')),tmp_path/'digest.txt',0
     def run(folder): return lambda: out.write_text(digest(train(make(), folder)))
-    start = time.time()
-    assert code(child(run(tmp_path/'timed'))) == 0      # how long one takes, begun as those that are killed
-    secs = time.time() - start
     for i in range(n):
         folder = tmp_path/f'{i}'
-        pid = child(run(folder))
-        time.sleep(moment(i, n)*secs)
-        os.kill(pid, signal.SIGKILL)
+        kill([pid := child(run(folder))], folder, i, n)
         if code(pid):
             killed += 1
             assert code(child(run(folder))) == 0
@@ -76,13 +77,10 @@ def test_finetuning_killed_at_random(tmp_path): assert kill_and_resume(finetunin
 
 def test_two_processes_killed_at_random(tmp_path):
     def run(folder): return lambda: (tmp_path/f'{folder}_{os.environ["RANK"]}').write_text(digest(train(pretraining(), tmp_path/str(folder))))
-    start = time.time()
     assert [code(p) for p in ranks(run('whole'))] == [0, 0]
-    secs,killed = time.time() - start,0
-    for i in range(KILLS//2):
-        pids = ranks(run(i))
-        time.sleep(moment(i, KILLS//2, .3)*secs)
-        for p in pids: os.kill(p, signal.SIGKILL)
+    killed,n = 0,KILLS//2
+    for i in range(n):
+        kill(pids := ranks(run(i)), tmp_path/str(i), i, n)
         if any([code(p) for p in pids]):
             killed += 1
             assert [code(p) for p in ranks(run(i))] == [0, 0]
@@ -124,15 +122,11 @@ def test_one_of_two_processes_killed(tmp_path):
 
 def test_after_other_trainings(tmp_path):
     "A learner that has trained before has other epochs to come, which the checkpoint knows"
-    class Stop(Callback):
-        order = 99
-        def after_batch(self):
-            if self.training and self.train_iter == 11: raise KeyboardInterrupt
     def twice(cbs=None, folder=None):
         learn = train(pretraining(), n=1)
         if cbs: learn.add_cbs(cbs)
         return train(learn, folder, n=3)
-    with pytest.raises(KeyboardInterrupt): twice(Stop(), tmp_path/'ck')
+    with pytest.raises(KeyboardInterrupt): twice(StopAt(11), tmp_path/'ck')
     again = twice(folder=tmp_path/'ck')
     with pytest.raises(ValueError, match='start_weights was'): train(pretraining(), tmp_path/'ck', n=3)   # one that has not trained before is another run
     a,b = ({k: v for k,v in o.model.state_dict().items()} for o in (again, twice()))
