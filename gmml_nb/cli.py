@@ -43,7 +43,8 @@ from .data import finetune_dls, pretrain_dls
 from .datasets import DATASETS, as_labelled, as_source, get_dataset
 from .vit import GMMLEncoder, check_blocks, image_geometry, timm_model, upper_blocks
 from .core import known, number, override
-from .checkpoint import Checkpoint, images_hash
+from .checkpoint import Checkpoint
+from .identity import images_hash
 from .weights import encoder_source, prepared
 from .core import pick_device
 from .recipe import LOSSES, Recipe, get_recipe, make_alien

@@ -1,8 +1,10 @@
 "Nothing lost: runs killed at random moments end with the same weights; signals, full disks, lost files and NaN are survived or said"
 import hashlib, json, os, random, shutil, signal, subprocess, sys, time
+from functools import partialmethod
 from pathlib import Path
 import numpy as np, pytest, timm, torch
 from PIL import Image
+from torch import nn
 from fastai.callback.core import Callback
 from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import finetune_dls, pretrain_dls
@@ -11,9 +13,9 @@ from gmml_nb.training import all_processes
 from gmml_nb.pretrain import gmml_learner
 from common import child, code, dies_of_a_worker, ranks
 
-KILLS = int(os.environ.get('GMML_KILLS', 20))    # of pretraining; a quarter of it of two processes, and of fine-tuning
+KILLS = int(os.environ.get('GMML_KILLS', 8))    # of pretraining; half of it of two processes, and of fine-tuning
 TINY = dict(embed_dim=16, depth=2, num_heads=2)
-EPOCHS = 6
+EPOCHS = 4
 
 
 def images(n=40): return np.random.RandomState(0).randint(0, 256, (n, 12, 12, 3), dtype=np.uint8)
@@ -25,6 +27,10 @@ def pretraining(source=None, valid_pct=.2, cbs=None, **kw):
 def finetuning(cbs=None):
     dls = finetune_dls((images(), np.arange(40) % 4), size=12, bs=4, recipe='deit', device='cpu')
     return finetune_learner(dls, None, arch='vit_tiny_patch16_224', model_args=dict(TINY, patch_size=2), cbs=cbs)
+
+def moment(i, n, low=.1):
+    "When the `i`-th of `n` runs is killed: anywhere in the `i`-th part of it"
+    return low + (.9 - low)*(i + random.Random(i).random())/n
 
 def train(learn, folder=None, n=EPOCHS, steps=1, **kw):
     "Train, and save after every step"
@@ -45,7 +51,7 @@ def digest(learn):
 # Killed ------------------------------------------------------------------------------------------------------------
 
 def kill_and_resume(make, tmp_path, n):
-    "`n` runs, each killed at a random moment and started again; how many were killed in time, and the digests at the end"
+    "`n` runs, each killed at a random moment of its own part and started again; how many were killed in time, and the digests at the end"
     whole,out,killed = digest(train(make(), tmp_path/'whole')),tmp_path/'digest.txt',0
     def run(folder): return lambda: out.write_text(digest(train(make(), folder)))
     start = time.time()
@@ -54,7 +60,7 @@ def kill_and_resume(make, tmp_path, n):
     for i in range(n):
         folder = tmp_path/f'{i}'
         pid = child(run(folder))
-        time.sleep(random.Random(i).uniform(.1, .9)*secs)
+        time.sleep(moment(i, n)*secs)
         os.kill(pid, signal.SIGKILL)
         if code(pid):
             killed += 1
@@ -65,7 +71,7 @@ def kill_and_resume(make, tmp_path, n):
 
 def test_pretraining_killed_at_random(tmp_path): assert kill_and_resume(pretraining, tmp_path, KILLS) > KILLS/2
 
-def test_finetuning_killed_at_random(tmp_path): assert kill_and_resume(finetuning, tmp_path, KILLS//4) > KILLS/8
+def test_finetuning_killed_at_random(tmp_path): assert kill_and_resume(finetuning, tmp_path, KILLS//2) > KILLS/4
 
 
 def test_two_processes_killed_at_random(tmp_path):
@@ -73,15 +79,15 @@ def test_two_processes_killed_at_random(tmp_path):
     start = time.time()
     assert [code(p) for p in ranks(run('whole'))] == [0, 0]
     secs,killed = time.time() - start,0
-    for i in range(KILLS//4):
+    for i in range(KILLS//2):
         pids = ranks(run(i))
-        time.sleep(random.Random(i).uniform(.3, .9)*secs)
+        time.sleep(moment(i, KILLS//2, .3)*secs)
         for p in pids: os.kill(p, signal.SIGKILL)
         if any([code(p) for p in pids]):
             killed += 1
             assert [code(p) for p in ranks(run(i))] == [0, 0]
         assert [(tmp_path/f'{i}_{k}').read_text() for k in (0, 1)] == [(tmp_path/f'whole_{k}').read_text() for k in (0, 1)]
-    assert killed > KILLS/8
+    assert killed > KILLS/4
     with pytest.raises(ValueError, match='processes was 2 and is 1'): train(pretraining(), tmp_path/'whole')
 
 LAUNCHED = '''
@@ -92,26 +98,28 @@ class Die(Callback):
     "One of the two processes is killed in its ninth step"
     order = 99
     def after_batch(self):
-        if self.training and self.train_iter == 9 and os.environ['RANK'] == '1' and sys.argv[3] == 'die': os.kill(os.getpid(), signal.SIGKILL)
+        if self.training and self.train_iter == 9 and os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)
 torch.set_num_threads(1)
-print('digest', digest(train(pretraining(cbs=Die()), sys.argv[2])))
+train(pretraining(cbs=Die()), sys.argv[2])
 '''
 
 def test_one_of_two_processes_killed(tmp_path):
-    "An error within a minute and not a hang; the same command goes on"
+    "An error within a minute and not a hang; two processes go on"
     (tmp_path/'go.py').write_text(LAUNCHED)
     env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore',
            'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])}
-    def launch(how):
-        cmd = ['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', '--main_process_port', '0', tmp_path/'go.py',
-               os.path.dirname(__file__), tmp_path/'ck', how]
-        return subprocess.run([str(o) for o in cmd], env=env, capture_output=True, text=True, timeout=120)
+    cmd = ['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', '--main_process_port', '0', tmp_path/'go.py', os.path.dirname(__file__), tmp_path/'ck']
     start = time.time()
-    r = launch('die')
+    r = subprocess.run([str(o) for o in cmd], env=env, capture_output=True, text=True, timeout=120)
     assert r.returncode != 0 and time.time() - start < 60, r.stderr[-2000:]
     assert 'SIGKILL' in r.stderr or '-9' in r.stderr
-    r = launch('go on')
-    assert r.returncode == 0 and 'going on from' in r.stdout, r.stderr[-3000:]
+    class Steps(Callback):
+        def before_fit(self): self.n = 0
+        def before_step(self): self.n += 1
+    def go_on():
+        learn = train(pretraining(cbs=Steps()), tmp_path/'ck')
+        assert len(learn.recorder.losses) == EPOCHS*len(learn.dls.train) and EPOCHS*len(learn.dls.train) - learn.steps.n in (8, 9)   # saved before, or just
+    assert [code(p) for p in ranks(go_on)] == [0, 0]
 
 
 def test_after_other_trainings(tmp_path):
@@ -165,8 +173,9 @@ def test_nan_names_step_rate_and_checkpoint(tmp_path, capsys):
     assert 'from here on, lr was 0.0005 and is 0.0001' in capsys.readouterr().out
     assert all(v.isfinite().all() for v in gentler.model.state_dict().values())
 
-def test_compiled_runs_go_on_and_export(tmp_path):
+def test_compiled_runs_go_on_and_export(tmp_path, monkeypatch):
     "The same names of weights, in checkpoints and in the encoder that timm loads"
+    monkeypatch.setattr(nn.Module, 'compile', partialmethod(nn.Module.compile, backend='aot_eager'))   # traced as any; C++ for it would take a minute
     def compiled(**kw): return pretraining_with(compile=True, **kw)
     whole = train(compiled(), n=2)
     with pytest.raises(KeyboardInterrupt): train(compiled(cbs=Signal(signal.SIGINT)), tmp_path/'ck', n=2)
