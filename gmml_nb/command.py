@@ -6,7 +6,7 @@ Docs: https://gmml-nb.github.io/gmml_nb/command.html.md"""
 
 # %% auto #0
 __all__ = ['OPTION_KINDS', 'PATHS', 'OPTIONS', 'parse_numbers', 'parse_side', 'parse_fields', 'names_in', 'check_source',
-           'check_encoder_folder', 'write_text', 'save_settings', 'settings_of', 'read_settings', 'rank', 'say_failure',
+           'check_encoder_folder', 'save_settings', 'settings_of', 'read_settings', 'rank', 'say_failure',
            'alone_speaks', 'show_settings']
 
 # %% ../nbs/91_command.ipynb #74a85236
@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import NamedTuple
 import gmml_nb
-from .core import known, number
+from .core import known, number, write_text
 
 # %% ../nbs/91_command.ipynb #c6f78af9
 def parse_numbers(
@@ -138,20 +138,6 @@ def check_encoder_folder(
     if kind not in ('', 'local-dir') or where.startswith('timm/') or not kind and '/' not in where: return
     if not Path(where).expanduser().is_dir():
         raise ValueError(f'no such folder here: {where!r}. Give a folder that gmml_pretrain wrote')
-
-# %% ../nbs/91_command.ipynb #aead0080
-def write_text(
-    file:Path, # To write
-    text:str,  # Its whole content
-):
-    """Write a file as a whole: it is there with all of `text`, or as it was
-
-    file (Path): To write
-    text (str): Its whole content
-    """
-    tmp = file.with_name(f'.{file.name}.tmp')
-    tmp.write_text(text, encoding='utf-8')
-    os.replace(tmp, file)
 
 # %% ../nbs/91_command.ipynb #da61fd29
 def save_settings(
