@@ -22,7 +22,7 @@ from fastcore.all import listify, patch
 from fastai.callback.core import Callback
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastprogress.fastprogress import format_time, progress_bar
-from .core import known
+from .core import known, write_text
 from .baselines import METHODS
 from .experiment import CLAIM, METHOD_NAMES, Experiment, _lines, _name, add_line, change, provenance, read_results, steps, summary
 
@@ -426,9 +426,7 @@ def step_seconds(
         if not Path(file).exists():   # one of those that share a sweep times for all
             t = [{m: replace(base, method=m).probe(root) for m in (*METHODS, 'random')} for _ in range(turns)]
             rows = [dict(method=m, seconds=round(secs, 6), turns=turns, **provenance()) for m,secs in pd.DataFrame(t).median().items()]
-            if not rank_distrib():
-                Path(f'{file}.tmp').write_text(''.join(json.dumps(o) + '\n' for o in rows))
-                Path(f'{file}.tmp').replace(file)
+            if not rank_distrib(): write_text(Path(file), ''.join(json.dumps(o) + '\n' for o in rows))
             distrib_barrier()
     return {r['method']: r['seconds'] for r in _lines(file)}
 
