@@ -27,9 +27,9 @@ from fastai.metrics import accuracy
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastprogress.fastprogress import format_time, progress_bar
 from .data import ImageLoaders, finetune_dls, pretrain_dls
-from .datasets import DATASETS, as_labelled, class_order, get_dataset
-from .core import known, override
-from .core import pick_device
+from .datasets import DATASETS, class_order, get_dataset
+from .sources import as_labelled
+from .core import known, override, pick_device
 from .recipe import Recipe, get_recipe
 from .training import SkipValidation, all_processes
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner

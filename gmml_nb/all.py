@@ -2,7 +2,8 @@
 
 What stands here is what users get; everything else of a chapter is imported by its module's name."""
 from fastai.vision.all import *
-from .images import Unreadable, image_files, read_image
+from .files import image_files
+from .images import Unreadable, read_image
 from .datasets import DATASETS, DatasetSpec, Labelled, get_dataset
 from .augment import AUGMENTS
 from .data import ImageLoaders, finetune_dls, pretrain_dls

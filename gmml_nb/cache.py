@@ -22,7 +22,9 @@ from fastai.torch_core import rank_distrib
 from fastcore.xdg import xdg_cache_home
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from .images import Unreadable, _say, decode_files, depth_of, image_headers, image_moments, image_sizes, read_stored, say_notes, say_unused
+from .files import _say
+from .images import Unreadable, decode_files, depth_of, image_headers, image_sizes, read_stored, say_notes, say_unused
+from .pixels import image_moments
 
 # %% ../nbs/08_cache.ipynb #11420696
 class Stored(NamedTuple):

@@ -40,12 +40,12 @@ from fastcore.script import anno_parser
 import gmml_nb
 from .augment import AUGMENTS
 from .data import finetune_dls, pretrain_dls
-from .datasets import DATASETS, as_labelled, as_source, get_dataset
+from .datasets import DATASETS, get_dataset
+from .sources import as_labelled, as_source
 from .vit import GMMLEncoder, check_blocks, image_geometry, timm_model, upper_blocks
-from .core import known, number, override
+from .core import known, number, override, pick_device
 from .checkpoint import Checkpoint, images_hash
 from .weights import encoder_source, prepared
-from .core import pick_device
 from .recipe import LOSSES, Recipe, get_recipe, make_alien
 from .training import all_processes
 from .pretrain import gmml_learner

@@ -27,7 +27,9 @@ from sklearn.decomposition import PCA
 from timm.layers import Attention
 from torch import nn
 from torchvision.utils import make_grid
-from .images import as_float, as_images, fit_batch, fit_image, from_pil, image_files, plain_image, read_image
+from .files import image_files
+from .images import from_pil, plain_image, read_image
+from .pixels import as_float, as_images, fit_batch, fit_image
 from .corruption import Noise, Replace
 from .vit import check_blocks
 from .decoder import GMMLAutoencoder

@@ -283,7 +283,7 @@ def out_of(name, typed, *args):
 
 
 @pytest.mark.parametrize('args, words', [
-    ('', 'DATA is missing'), ('empty', 'no images'), ('nowhere/', 'no such folder'), ('digitz', "did you mean 'digits'"),
+    ('', 'DATA is missing'), ('empty', 'no images'), ('nowhere/', 'no such folder'), ('digitz', "Did you mean 'digits'"),
     ('PHOTOS --recipe papr', "Did you mean 'paper'"), ('PHOTOS --size 9', 'not a multiple of the patch'), ('PHOTOS --blocks 1,3', '2 blocks'),
     ('PHOTOS --blocks one', 'whole numbers'), ('PHOTOS --change noise=1.5', '1.5'), ('PHOTOS --change crop', 'name=value'),
     ('PHOTOS --change flipp=0', "Did you mean 'flip'"), ('PHOTOS --change alien=noize', "Did you mean 'noise'"), ('PHOTOS --arch resnet50', 'VisionTransformer'),
@@ -363,5 +363,5 @@ def test_settings_of_another_command(typed, encoder, tmp_path):
 
 
 def test_python_call_raises(photos):
-    with pytest.raises(ValueError, match='did you mean'): gmml_pretrain('digitz', size=8, patch_size=2)
+    with pytest.raises(ValueError, match='Did you mean'): gmml_pretrain('digitz', size=8, patch_size=2)
     with pytest.raises(ValueError, match='start'): gmml_demo(starts='nothing')

@@ -15,7 +15,7 @@ from fastai.metrics import accuracy
 import fastai.distributed, fastai.vision.learner   # several processes; how top losses are drawn
 from common import child, code, ranks
 from gmml_nb.data import finetune_dls, pretrain_dls
-from gmml_nb.images import crop_mode
+from gmml_nb.pixels import crop_mode
 
 
 class Auto(Callback):
