@@ -73,6 +73,7 @@ class Scene:
     @property
     def decodes(self): return self.inside is not None and isinstance(self.inside.net, GMMLAutoencoder)
 
+# %% ../nbs/90_explore.ipynb #4a0091df
 def scene(
     image,           # As in `images_for`
     donor,           # The same
