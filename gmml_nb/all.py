@@ -18,7 +18,8 @@ from .recipe import RECIPES, Recipe, get_recipe
 from .training import ClipEach, LogEvery, SkipValidation, all_processes
 from .pretrain import GMML, gmml_learner, method_learner
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
-from .evaluate import TrackFeatures, feature_rank, features, history, interval, knn_accuracy, linear_probe, long_enough, plot_progress
+from .evaluate import feature_rank, features, interval, knn_accuracy, linear_probe
+from .progress import TrackFeatures, history, long_enough, plot_progress
 from .baselines import MAE, METHODS, SimMIM, autoencoder_learner, mae_learner, simmim_learner
 from .ablations import BASES, METHOD_NAMES, SWEEPS, Experiment, Sweep, difference, plot_sweep, read_results, summary, verdict
 from .paper import claim, claims, paper_numbers, paper_table

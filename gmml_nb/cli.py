@@ -50,7 +50,8 @@ from .recipe import LOSSES, Recipe, get_recipe, make_alien
 from .training import all_processes
 from .pretrain import gmml_learner
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
-from .evaluate import history, plain_dl
+from .evaluate import plain_dl
+from .progress import history
 from . import export   # `export_classifier`
 from .benchmark import BENCHMARKS, benchmark
 from .ablations import METHOD_NAMES, SWEEPS, BASES, Experiment, Sweep, plot_sweep, read_results, summary, verdict
