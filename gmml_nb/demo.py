@@ -21,7 +21,7 @@ from fastai.torch_core import num_distrib
 from .augment import AUGMENTS
 from .sources import as_labelled
 from .core import known, override
-from .checkpoint import images_hash
+from .identity import images_hash
 from .recipe import LOSSES, get_recipe, make_alien
 from .finetune import FINETUNE_RECIPES
 from .ablations import METHOD_NAMES, Experiment, Sweep, plot_sweep, summary, verdict

@@ -34,7 +34,7 @@ from .recipe import ALSO, LOSSES, Recipe, augment, get_recipe, gmml_model, make_
 from .checkpoint import check_cbs, fit_run, what_ran
 from .training import (ClipEach, GlobalMean, LogEvery, SkipValidation, StopOnNonFinite, decay_groups, say_rates, step_images, trackers,
                               warmup_cosine)
-from .weights import prepared, write_model
+from .weights import load_decoder, prepared, write_model
 
 # %% ../nbs/50_pretrain.ipynb #e9fe360b
 class GMML(Callback):
@@ -436,6 +436,7 @@ def method_learner(
         enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size,
                           drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
         model = make_model(enc, r)
+        if pretrained: load_decoder(model, arch)
     say_prepared(dls, arch, pretrained)
     enc.vit.set_grad_checkpointing(grad_checkpoint)
     if compile: model.compile()
@@ -712,12 +713,12 @@ def load_state_dict(self:GMML, state):
 # %% ../nbs/50_pretrain.ipynb #80f5fa32
 @patch
 def export_encoder(self:Learner,
-    folder,  # Folder to write: `model.safetensors` and `config.json`
+    folder,  # Folder to write: `model.safetensors`, `config.json`, and `decoder.safetensors`, which timm does not read
     **about, # More facts to keep in `config.json`, JSON values
 ) -> Path:   # The folder
     """Write the encoder so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it
 
-    folder: Folder to write: `model.safetensors` and `config.json`
+    folder: Folder to write: `model.safetensors`, `config.json`, and `decoder.safetensors`, which timm does not read
     **about: More facts to keep in `config.json`, JSON values
     Returns (Path): The folder
     """
@@ -726,4 +727,6 @@ def export_encoder(self:Learner,
     recipe = asdict(cb.recipe)
     if type(self.loss_func) is not self.made_loss: recipe['loss'] = loss_name(self.loss_func)
     facts = dict(method=cb.method, **cb.facts, recipe=recipe, images=len(self.dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
-    return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, resize=self.dls.resize, depth=self.dls.depth, gmml={**facts, **about})
+    if rank_distrib(): return Path(folder)
+    rest = {k: v for k,v in get_model(self.model).state_dict().items() if not k.startswith('encoder.')}
+    return write_model(enc.vit, folder, cb.stats, enc.model_args, resize=self.dls.resize, depth=self.dls.depth, decoder=rest, gmml={**facts, **about})

@@ -337,7 +337,8 @@ def test_the_bomb_goes_off(tmp_path):
 @pytest.mark.parametrize('name', ['state.pt', 'rng.pt', 'model.safetensors'])
 def test_a_checkpoint_is_never_unpickled(tmp_path, name):
     "Its checksums are right, and still"
-    from gmml_nb.checkpoint import damage, sha256
+    from gmml_nb.checkpoint import damage
+    from gmml_nb.identity import sha256
     with (learn := tiny()).no_bar(), learn.no_logging(): learn.fit_gmml(1, checkpoint=tmp_path/'ck', estimate=False)
     ck = max((tmp_path/'ck').iterdir())
     torch.save(Bomb(tmp_path/'boom'), ck/name)
