@@ -2,7 +2,8 @@
 
 What stands here is what users get; everything else of a chapter is imported by its module's name."""
 from fastai.vision.all import *
-from .images import Unreadable, image_files, read_image
+from .files import image_files
+from .images import Unreadable, read_image
 from .datasets import DATASETS, DatasetSpec, Labelled, get_dataset
 from .augment import AUGMENTS
 from .data import ImageLoaders, finetune_dls, pretrain_dls
@@ -17,7 +18,8 @@ from .recipe import RECIPES, Recipe, get_recipe
 from .training import ClipEach, LogEvery, SkipValidation, all_processes
 from .pretrain import GMML, gmml_learner, method_learner
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
-from .evaluate import TrackFeatures, feature_rank, features, history, interval, knn_accuracy, linear_probe, long_enough, plot_progress
+from .evaluate import feature_rank, features, interval, knn_accuracy, linear_probe
+from .progress import TrackFeatures, history, long_enough, plot_progress
 from .baselines import MAE, METHODS, SimMIM, autoencoder_learner, mae_learner, simmim_learner
 from .experiment import METHOD_NAMES, Experiment, difference, read_results, summary, verdict
 from .ablations import BASES, SWEEPS, Sweep, plot_sweep

@@ -73,7 +73,8 @@ def source_of(
     root (default None): Folder of a dataset
     Returns: What the loaders take
     """
-    from gmml_nb.datasets import as_source, get_dataset
+    from gmml_nb.datasets import get_dataset
+    from gmml_nb.sources import as_source
     check_source(data, root)
     return as_source(data) if root is None else get_dataset(str(data), root)
 
@@ -137,7 +138,7 @@ def save_history(
     learn: Trained `Learner`
     file (Path): CSV file to write
     """
-    from gmml_nb.evaluate import history
+    from gmml_nb.progress import history
     write_text(Path(file), history(learn).dropna(axis=1, how='all').to_csv())
 
 def save_figure(

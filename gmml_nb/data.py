@@ -27,13 +27,12 @@ from fastcore.basics import chunked, noop, patch
 from .augment import Augment, centre_crop, own_seeds
 from .core import number
 from .cache import check_cache, fits_in_ram, load_stored, on_device
-from .datasets import _cell, as_labelled, as_unlabelled, class_names, class_order, read_source
-from .images import (Unreadable, _say, as_8bit, as_float, as_images, black_and_white, check_depth, check_resize, deep_kind,
-                            decode_files, fit_batch,
-                            fit_image, from_pil,
-                            image_headers, image_moments, image_sizes, image_suffixes, in_threads, measure_depth, plain_image,
-                            read_image, read_stored, say_unused,
-                            readable, stats_of, to_pil)
+from .datasets import class_order
+from .sources import _cell, as_labelled, as_unlabelled, class_names, read_source
+from .files import _say, image_suffixes
+from .images import (black_and_white, check_depth, decode_files, deep_kind, from_pil, image_headers, image_sizes, in_threads,
+                            measure_depth, plain_image, read_image, read_stored, readable, say_unused, to_pil, Unreadable)
+from .pixels import as_8bit, as_float, as_images, check_resize, fit_batch, fit_image, image_moments, stats_of
 
 # %% ../nbs/09_data.ipynb #d66ff622
 def as_picture(
@@ -448,7 +447,7 @@ def _as_loaders(sets, given, hw, **kw):
 
 # %% ../nbs/09_data.ipynb #24edd636
 def pretrain_dls(
-    source, # folder, files, table, array, a dataset or its name, pairs with labels: see `04_datasets`
+    source, # folder, files, table, array, a dataset or its name, pairs with labels: see `05_sources`
     size: int | tuple[int, int] = 224, # px: side, or (height, width)
     bs: int = 64, # images in a batch, in each process
     valid_pct: float = .1, # share of the images held out, [0,1); 0 in the paper
@@ -467,7 +466,7 @@ def pretrain_dls(
 ) -> ImageLoaders: # `.train`, `.valid`; `.stats`, `.size`, `.in_chans`, `.depth`, `.resize`, `.crop_pct`
     """Loaders of clean, whole images in 1-tuples, neither augmented nor normalised
 
-    source: folder, files, table, array, a dataset or its name, pairs with labels: see `04_datasets`
+    source: folder, files, table, array, a dataset or its name, pairs with labels: see `05_sources`
     size (int | tuple[int, int], default 224): px: side, or (height, width)
     bs (int, default 64): images in a batch, in each process
     valid_pct (float, default 0.1): share of the images held out, [0,1); 0 in the paper

@@ -19,7 +19,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Recorder
 from fastai.torch_core import num_distrib
 from .augment import AUGMENTS
-from .datasets import as_labelled
+from .sources import as_labelled
 from .core import known, override
 from .identity import images_hash
 from .recipe import LOSSES, get_recipe, make_alien

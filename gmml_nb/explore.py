@@ -21,7 +21,9 @@ from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.all import listify, patch
 from sklearn.datasets import load_sample_images
-from .images import Unreadable, as_8bit, image_files, image_moments, read_image, stats_of, to_pil
+from .files import image_files
+from .images import Unreadable, read_image, to_pil
+from .pixels import as_8bit, image_moments, stats_of
 from .corruption import Noise, Replace, Zeros
 from .decoder import GMMLAutoencoder
 from .core import known
@@ -72,6 +74,7 @@ class Scene:
     @property
     def decodes(self): return self.inside is not None and isinstance(self.inside.net, GMMLAutoencoder)
 
+# %% ../nbs/90_explore.ipynb #4a0091df
 def scene(
     image,           # As in `images_for`
     donor,           # The same

@@ -23,7 +23,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from safetensors.torch import load_file, save_file
 from .core import known
-from .images import crop_mode
+from .pixels import crop_mode
 from .vit import image_geometry, init_positions, model_place, read_config, resample_positions, resolve_arch, timm_model
 
 # %% ../nbs/48_weights.ipynb #b61ac5b7

@@ -68,7 +68,7 @@ def test_loaders_that_cannot_be(kw, said):
     with refused(said): pretrain_dls('digits', **{**dict(size=8), **kw})
 
 @pytest.mark.parametrize('kw,said', [(dict(labels=5), 'labels=5'), (dict(labels=5000), 'labels=5000'), (dict(stats=([77.], [95.])), 'divide them by 255'), (dict(valid_pct=20), 'for 20 % give 0.2'),
-    (dict(cache='disk'), "not 'disk'"), (dict(recipe='diet'), "did you mean 'deit'")], ids=str)
+    (dict(cache='disk'), "not 'disk'"), (dict(recipe='diet'), "Did you mean 'deit'")], ids=str)
 def test_labelled_loaders_that_cannot_be(kw, said):
     with refused(said): finetune_dls('digits', **{**dict(size=8), **kw})
 

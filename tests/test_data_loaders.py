@@ -15,7 +15,9 @@ from fastai.metrics import accuracy
 import fastai.distributed, fastai.vision.learner   # several processes; how top losses are drawn
 from common import child, code, ranks
 from gmml_nb.data import ImageDL, ImageSet, finetune_dls, pretrain_dls
-from gmml_nb.images import as_float, crop_mode, fit_image, from_pil, image_files, image_sizes
+from gmml_nb.files import image_files
+from gmml_nb.images import from_pil, image_sizes
+from gmml_nb.pixels import as_float, crop_mode, fit_image
 
 
 class Auto(Callback):

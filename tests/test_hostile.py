@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import EpsImagePlugin, Image, ImageFile
-from gmml_nb.images import Unreadable, decode_files, image_files, image_sizes, read_image, read_stored, readable
+from gmml_nb.files import image_files
+from gmml_nb.images import Unreadable, decode_files, image_sizes, read_image, read_stored, readable
 
 N = 112                                  # files of each format and kind: 2,016 in all
 SAVED = dict(JPEG=[{}, dict(progressive=True), dict(restart_marker_rows=1)], PNG=[{}], GIF=[{}, dict(interlace=0)], BMP=[{}],

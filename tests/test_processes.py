@@ -12,7 +12,8 @@ from gmml_nb import checkpoint
 from gmml_nb.experiment import Experiment
 from gmml_nb.cli import gmml_pretrain
 from gmml_nb.data import finetune_dls, pretrain_dls
-from gmml_nb.evaluate import TrackFeatures, features
+from gmml_nb.evaluate import features
+from gmml_nb.progress import TrackFeatures
 from gmml_nb.finetune import finetune_learner
 from gmml_nb.training import GlobalMean, all_processes
 from gmml_nb.pretrain import gmml_learner
