@@ -12,7 +12,8 @@ from .vit import GMMLEncoder, upper_blocks
 from .decoder import GMMLAutoencoder, PointwiseDecoder
 from .loss import MaskedL1Loss, MaskedMSELoss
 from .checkpoint import Checkpoint
-from .weights import load_encoder, read_config
+from .vit import read_config
+from .weights import load_encoder
 from .core import pick_device
 from .recipe import RECIPES, Recipe, get_recipe
 from .training import ClipEach, LogEvery, SkipValidation, all_processes

@@ -18,8 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from .core import known, number, override, pick_device
-from .command import (OPTIONS, as_command, check_source, command_parser, own_folder, parse_fields, parse_numbers,
-                             parse_side, rank, read_settings, save_settings, settings_of, show_settings, write_text)
+from .core import write_text
+from .command import OPTIONS, as_command, check_source, command_parser, own_folder, parse_fields, parse_numbers, parse_side, rank, read_settings, save_settings, settings_of, show_settings
 
 # %% ../nbs/95_cli.ipynb #6ac9f256
 def without_none(**kwargs): return {k: v for k,v in kwargs.items() if v is not None}

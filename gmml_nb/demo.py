@@ -26,8 +26,9 @@ from .recipe import LOSSES, get_recipe, make_alien
 from .finetune import FINETUNE_RECIPES
 from .experiment import METHOD_NAMES, Experiment, summary, verdict
 from .ablations import Sweep, plot_sweep
-from .cli import (as_command, check_model, check_numbers, own_folder, parse_fields, parse_side, save_figure, save_history, save_settings, settings_of,
-                         show_settings, source_of, write_text)
+from .core import write_text
+from .command import as_command, own_folder, parse_fields, parse_side, save_settings, settings_of, show_settings
+from .cli import check_model, check_numbers, save_figure, save_history, source_of
 
 # %% ../nbs/96_demo.ipynb #a81918cb
 DEMO_DEFAULTS = dict(

@@ -23,7 +23,8 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from .core import known, override, pick_device
-from .datasets import DATASETS, as_labelled, class_order, get_dataset
+from .datasets import DATASETS, class_order, get_dataset
+from .sources import as_labelled
 from .data import ImageLoaders, finetune_dls, pretrain_dls
 from .recipe import Recipe, get_recipe
 from .training import SkipValidation, all_processes

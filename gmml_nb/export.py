@@ -23,7 +23,8 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from .checkpoint import what_ran
 from .vit import model_place, timm_model
-from .weights import image_stats, image_way, read_config, write_model
+from .vit import read_config
+from .weights import image_stats, image_way, write_model
 from .recipe import RECIPES
 from .finetune import FINETUNE_RECIPES
 
