@@ -90,7 +90,7 @@ def test_corruption_differs_and_weights_agree(watched):
 def test_written_once(watched):
     d, (a, _) = watched
     names = sorted(p.relative_to(d/'enc').as_posix() for p in (d/'enc').rglob('*') if p.is_file() and p.name != 'settings.json')
-    assert names == sorted(['config.json', 'model.safetensors', 'history.csv', 'reconstructions.png',
+    assert names == sorted(['config.json', 'decoder.safetensors', 'model.safetensors', 'history.csv', 'reconstructions.png',
         *(f'checkpoint/finished/{o}' for o in ('checksums.json', 'config.json', 'model.safetensors', 'state.pt', 'rng.pt'))])
     vit = timm.create_model(f'local-dir:{d/"enc"}', pretrained=True).state_dict()
     ours = {k.removeprefix('encoder.vit.'): v for k,v in a['weights'].items() if k.startswith('encoder.vit.')}
