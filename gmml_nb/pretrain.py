@@ -1,4 +1,12 @@
-"""Recipes, the GMML callback, and a fastai `Learner` that restores corrupted images
+"""The GMML callback, and a fastai `Learner` that restores corrupted images
+
+A training run of GMML is a fastai `Learner`: `learn = gmml_learner(pretrain_dls('photos/'), 'vit_small_patch16_224')`, `learn.fit_gmml(300)`, `learn.show_reconstructions()`,
+`learn.export_encoder('photos-vit')`. Two things are decided here.
+
+- **Where does corruption happen?** In a fastai callback, on the batch, on the device that trains. The data loaders give
+  clean images, so nothing about the data has to change when the recipe does.
+- **What do we watch?** The loss on held-out images that are corrupted the same way each time. A loss under fresh random
+  masks moves from epoch to epoch although the model does not.
 
 Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 
