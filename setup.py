@@ -1,4 +1,5 @@
 "Package metadata lives in settings.ini; this file only hands it to setuptools."
+import re
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import setup
@@ -6,11 +7,13 @@ from setuptools import setup
 cfg = ConfigParser(delimiters=['='])
 cfg.read('settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
+home = re.search(r'Repository = "(.*)"', Path('pyproject.toml').read_text())[1]
+readme = Path('README.md').read_text(encoding='utf-8').replace('](README_files/', f']({home}/raw/main/README_files/').replace('](nbs/', f']({home}/blob/main/nbs/')
 
 setup(
     version=cfg['version'],
     description=cfg['description'],
-    long_description=Path('README.md').read_text(encoding='utf-8'),
+    long_description=readme,   # on PyPI its pictures and pages are elsewhere
     long_description_content_type='text/markdown',
     author=cfg['author'],
     keywords=cfg['keywords'].split(),
