@@ -8,7 +8,7 @@ Docs: https://gmml-nb.github.io/gmml_nb/core.html.md"""
 __all__ = ['known', 'override', 'write_text', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #c0de0001
-import difflib, math, os
+import difflib, math, os, secrets
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -91,7 +91,7 @@ def write_text(
     file (Path): To write
     text (str): Its whole content
     """
-    tmp = file.with_name(f'.{file.name}.tmp')
+    tmp = file.with_name(f'.{file.name}.{secrets.token_hex(4)}.tmp')   # others may write it at the same moment
     tmp.write_text(text, encoding='utf-8')
     os.replace(tmp, file)
 
