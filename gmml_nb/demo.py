@@ -6,12 +6,13 @@ Docs: https://gmml-nb.github.io/gmml_nb/demo.html.md"""
 
 # %% auto #0
 __all__ = ['DEMO_DEFAULTS', 'MEASURES', 'PAGE_STYLE', 'demo_options', 'demo_source', 'demo_experiment', 'decoded', 'drawn',
-           'onlooker', 'finetune_part', 'run_part', 'Pairs', 'by_draw', 'by_pretraining', 'demo_summary', 'plot_pairs',
-           'plot_ahead', 'plot_losses', 'html_image', 'demo_cost', 'next_steps', 'html_table', 'page_answer',
-           'page_rest', 'demo_page', 'run_demo', 'check_images', 'gmml_demo']
+           'onlooker', 'finetune_part', 'threads', 'run_part', 'Pairs', 'by_draw', 'by_pretraining', 'demo_summary',
+           'plot_pairs', 'plot_ahead', 'plot_losses', 'html_image', 'demo_cost', 'next_steps', 'html_table',
+           'page_answer', 'page_rest', 'demo_page', 'run_demo', 'check_images', 'gmml_demo']
 
 # %% ../nbs/96_demo.ipynb #d3a00002
 import base64, html, io, json, shlex
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
 from functools import partial
@@ -199,6 +200,21 @@ def finetune_part(
     return dict(metric='accuracy', value=(preds.argmax(1) == y).double().mean().item(), **look.frozen, images_tested=len(y),
                 images_finetuning=n, seconds_finetuning=secs)
 
+# %% ../nbs/96_demo.ipynb #d3a00058
+@contextmanager
+def threads(
+    n:int, # Of torch, in this process
+):
+    """Inside, torch has `n` threads
+
+    n (int): Of torch, in this process
+    """
+    import torch
+    old = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(old)
+
 # %% ../nbs/96_demo.ipynb #d3a00027
 def run_part(
     e,             # `Experiment`
@@ -208,7 +224,7 @@ def run_part(
     root=None,     # Folder of a dataset
     pictures=None, # Folder for pictures of pretrainings
     cbs=(),        # fastai callbacks
-    threads=None,  # Of this process; None: as they are
+    n_threads:int=1, # Of this process
 ):
     """A pretraining, which leaves an encoder, or a fine-tuning, which leaves a line in the results
 
@@ -219,21 +235,20 @@ def run_part(
     root (default None): Folder of a dataset
     pictures (default None): Folder for pictures of pretrainings
     cbs (default ()): fastai callbacks
-    threads (default None): Of this process; None: as they are
+    n_threads (int, default 1): Of this process
     """
-    import torch
     from filelock import FileLock
     from gmml_nb.ablations import METHODS, add_line, provenance
-    if threads: torch.set_num_threads(threads)
     Path(work).mkdir(parents=True, exist_ok=True)
     encoder,m,secs = None,0,0.
-    if e.method in METHODS:
-        with FileLock(Path(work)/f'{e.pretraining_id}.lock'):
-            encoder,m,secs = e.pretrained(decoded(e, root)[0], work, [onlooker(pictures), *cbs])
-    if draw is None: return
-    row,(pre,fine) = finetune_part(e, draw, encoder, root, cbs),map(asdict, e.recipes)
-    add_line(results, dict(id=f'{e.id}.{draw}', experiment=asdict(e), recipe=pre, finetuning=fine, draw=draw, **row,
-                           images_pretraining=m, seconds_pretraining=secs, **provenance()))
+    with threads(n_threads):
+        if e.method in METHODS:
+            with FileLock(Path(work)/f'{e.pretraining_id}.lock'):
+                encoder,m,secs = e.pretrained(decoded(e, root)[0], work, [onlooker(pictures), *cbs])
+        if draw is None: return
+        row,(pre,fine) = finetune_part(e, draw, encoder, root, cbs),map(asdict, e.recipes)
+        add_line(results, dict(id=f'{e.id}.{draw}', experiment=asdict(e), recipe=pre, finetuning=fine, draw=draw, **row,
+                               images_pretraining=m, seconds_pretraining=secs, **provenance()))
 
 # %% ../nbs/96_demo.ipynb #d3a00030
 class Pairs:
@@ -307,14 +322,15 @@ def run(self:Pairs,
     from gmml_nb.ablations import SweepBar
     parts,cores = self.parts(),torch.get_num_threads()
     if not parts: return self.table()
-    secs,pre = self.seconds(parts),[o for o in parts if o[3] is None]
-    jobs = min(cores, len(parts)) if secs > 30 and torch.device(pick_device()).type == 'cpu' else 1
+    jobs = min(cores, len(parts)) if torch.device(pick_device()).type == 'cpu' else 1
+    with threads(cores//jobs): secs = self.seconds(parts)
+    if secs < 30: jobs = 1   # to start processes takes longer
+    pre = [o for o in parts if o[3] is None]
     print(f'{len(pre)} pretrainings and {len(parts) - len(pre)} fine-tunings on {self.what.labels} labelled images: '
           f'about {format_time(secs/jobs)} in {jobs} process{"es"*(jobs > 1)}', flush=True)
     bar,pool = SweepBar(sum(n for n,*_ in parts)),Parallel(n_jobs=jobs, return_as='generator')
     bar.bar.update(0)
-    work = partial(run_part, work=self.work, results=self.results, root=self.root, pictures=pictures, cbs=[bar]*(jobs == 1),
-                   threads=cores//jobs if jobs > 1 else None)
+    work = partial(run_part, work=self.work, results=self.results, root=self.root, pictures=pictures, cbs=[bar]*(jobs == 1), n_threads=cores//jobs)
     for stage in (pre, parts[len(pre):]):   # draws need all encoders
         for (n,*_),_ in zip(stage, pool(delayed(work)(e, d) for *_,e,d in stage)):
             if jobs > 1: bar.done += n; bar.bar.update(bar.done)
