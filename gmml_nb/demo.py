@@ -25,8 +25,8 @@ from .cli import (as_command, check_model, check_numbers, own_folder, parse_fiel
 
 # %% ../nbs/96_demo.ipynb #a81918cb
 DEMO_DEFAULTS = dict(
-    digits=dict(size='8', patch_size='2', embed_dim=64, depth=4, num_heads=4, labels=50, bs=32, finetune_bs=25,
-                epochs=25, finetune_epochs=120, lr=.008, finetune_lr=.03, augment='crop',
+    digits=dict(size='8', patch_size='2', embed_dim=64, depth=4, num_heads=4, labels=50, bs=32, finetune_bs=10,
+                epochs=25, finetune_epochs=100, lr=.008, finetune_lr=.05, augment='crop',
                 change='flip=0 jitter_p=0 crop=.5,1 max_side=.5 drop_path=0',
                 finetune_change='mixup=0 cutmix=0 crop_pct=1'),
     small=dict(size='28', patch_size='4', embed_dim=96, depth=6, num_heads=6, images=2000, labels=100, bs=32,
