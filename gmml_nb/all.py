@@ -2,7 +2,8 @@
 
 What stands here is what users get; everything else of a chapter is imported by its module's name."""
 from fastai.vision.all import *
-from .images import Unreadable, image_files, read_image
+from .files import image_files
+from .images import Unreadable, read_image
 from .datasets import DATASETS, DatasetSpec, Labelled, get_dataset
 from .augment import AUGMENTS
 from .data import ImageLoaders, finetune_dls, pretrain_dls
@@ -11,15 +12,18 @@ from .vit import GMMLEncoder, upper_blocks
 from .decoder import GMMLAutoencoder, PointwiseDecoder
 from .loss import MaskedL1Loss, MaskedMSELoss
 from .checkpoint import Checkpoint
-from .weights import load_encoder, read_config
+from .vit import read_config
+from .weights import load_encoder
 from .core import pick_device
 from .recipe import RECIPES, Recipe, get_recipe
 from .training import ClipEach, LogEvery, SkipValidation, all_processes
 from .pretrain import GMML, gmml_learner, method_learner
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
-from .evaluate import TrackFeatures, feature_rank, features, history, interval, knn_accuracy, linear_probe, long_enough, plot_progress
+from .evaluate import feature_rank, features, interval, knn_accuracy, linear_probe
+from .progress import TrackFeatures, history, long_enough, plot_progress
 from .baselines import MAE, METHODS, SimMIM, autoencoder_learner, mae_learner, simmim_learner
-from .ablations import BASES, METHOD_NAMES, SWEEPS, Experiment, Sweep, difference, plot_sweep, read_results, summary, verdict
+from .experiment import METHOD_NAMES, Experiment, difference, read_results, summary, verdict
+from .ablations import BASES, SWEEPS, Sweep, plot_sweep
 from .paper import claim, claims, paper_numbers, paper_table
 from .transfer import plot_transfer, transfer, transfer_matrix
 from .visualise import ShowReconstructions, compare, show_attention, show_blocks, show_patch_colours, show_token_attention

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from timm.data import auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
-from .datasets import nearest_name
-from .core import on_host
-from .images import as_float, check_resize, fit_batch, fit_image, from_pil
+from .core import known, on_host
+from .images import from_pil
+from .pixels import as_float, check_resize, fit_batch, fit_image
 
 # %% ../nbs/06_augment.ipynb #48c98a2e
 def _rand(shape, x, generator=None, low=0., high=1.):
@@ -337,11 +337,9 @@ AUGMENTS = {'deit': dict(auto_augment='original', re_prob=.25), # the paper's: A
 # %% ../nbs/06_augment.ipynb #26d96ca0
 def _recipe_args(recipe, c):
     "timm's arguments for the recipe of this name"
-    if recipe not in AUGMENTS:
-        raise ValueError(f"no recipe {recipe!r}: {nearest_name(recipe, AUGMENTS)}, None, or a function of a Pillow image")
-    if c not in (1, 3) and 'auto_augment' in AUGMENTS[recipe]:
-        raise ValueError(f"recipe {recipe!r} is for grey and RGB images; these have {c} channels: take 'light', 'crop' or None")
-    return dict(AUGMENTS[recipe])
+    args = dict(AUGMENTS[known(recipe, AUGMENTS, 'recipe')])
+    if c in (1, 3) or 'auto_augment' not in args: return args
+    raise ValueError(f"recipe {recipe!r} is for grey and RGB images; these have {c} channels: take 'light', 'crop' or None")
 
 # %% ../nbs/06_augment.ipynb #3834b38e
 def posterize(img, bits_to_keep, **kwargs):

@@ -128,22 +128,36 @@ class SimMIM(nn.Module):
         self.head = PatchTranspose(encoder.dim, encoder.in_chans, encoder.patch_size)
         nn.init.trunc_normal_(self.mask_token, std=.02)
 
-    def features(self,
-        x:torch.Tensor,    # Normalised images (bs, C, H, W)
-        mask:torch.Tensor, # bool (bs, 1, H, W), whole patches, True = hidden
-    ) -> torch.Tensor:     # (bs, p+n, d)
-        "Tokens of the last block, normed"
-        vit = self.encoder.vit
-        hidden = token_mask(mask, self.encoder.patch_size)
-        return vit.norm(vit.blocks(embed_tokens(vit, x, hidden, self.mask_token)))
+# %% ../nbs/55_baselines.ipynb #8c459737
+@patch
+def features(self:SimMIM,
+    x:torch.Tensor,    # Normalised images (bs, C, H, W)
+    mask:torch.Tensor, # bool (bs, 1, H, W), whole patches, True = hidden
+) -> torch.Tensor:     # (bs, p+n, d)
+    """Tokens of the last block, normed
 
-    def forward(self,
-        x:torch.Tensor,    # Normalised images (bs, C, H, W)
-        mask:torch.Tensor, # Hidden pixels, bool (bs, 1, H, W)
-    ) -> torch.Tensor:     # Restored images (bs, C, H, W)
-        "All pixels from the visible patches and mask tokens in the hidden ones' place"
-        o = self.features(x, mask)[:, self.encoder.vit.num_prefix_tokens:]
-        return self.head(o.transpose(1, 2).unflatten(2, self.encoder.grid))
+    x (torch.Tensor): Normalised images (bs, C, H, W)
+    mask (torch.Tensor): bool (bs, 1, H, W), whole patches, True = hidden
+    Returns (torch.Tensor): (bs, p+n, d)
+    """
+    vit = self.encoder.vit
+    hidden = token_mask(mask, self.encoder.patch_size)
+    return vit.norm(vit.blocks(embed_tokens(vit, x, hidden, self.mask_token)))
+
+# %% ../nbs/55_baselines.ipynb #bdca6f05
+@patch
+def forward(self:SimMIM,
+    x:torch.Tensor,    # Normalised images (bs, C, H, W)
+    mask:torch.Tensor, # Hidden pixels, bool (bs, 1, H, W)
+) -> torch.Tensor:     # Restored images (bs, C, H, W)
+    """All pixels from the visible patches and mask tokens in the hidden ones' place
+
+    x (torch.Tensor): Normalised images (bs, C, H, W)
+    mask (torch.Tensor): Hidden pixels, bool (bs, 1, H, W)
+    Returns (torch.Tensor): Restored images (bs, C, H, W)
+    """
+    o = self.features(x, mask)[:, self.encoder.vit.num_prefix_tokens:]
+    return self.head(o.transpose(1, 2).unflatten(2, self.encoder.grid))
 
 # %% ../nbs/55_baselines.ipynb #152fb372
 def gather_tokens(

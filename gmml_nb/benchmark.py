@@ -8,13 +8,14 @@ Docs: https://gmml-nb.github.io/gmml_nb/benchmark.html.md"""
 __all__ = ['TINY', 'TARGETS', 'BENCHMARKS', 'QUICK', 'interleaved', 'versus', 'loop_mask', 'loop_corruption', 'corruption_speed',
            'noise_images', 'GMMLStep', 'BareStep', 'step_cost', 'host_peak', 'peak', 'apart', 'peak_of_step',
            'step_memory', 'write_photos', 'scratch', 'Inputs', 'one_core', 'input_speed', 'FirstBatch', 'start_up',
-           'second_start', 'open_set', 'set_growth', 'train_steps', 'process_growth', 'target_of', 'bench_table',
-           'newest', 'benchmark', 'plot_growth']
+           'second_start', 'help_speed', 'open_set', 'set_growth', 'train_steps', 'process_growth', 'target_of',
+           'bench_table', 'newest', 'benchmark', 'plot_growth']
 
 # %% ../nbs/93_benchmark.ipynb #01efe892
-import json, operator, os, random, socket, subprocess, sys, time
+import json, operator, os, random, socket, subprocess, sys, sysconfig, time
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
@@ -41,7 +42,7 @@ from .core import known
 from .core import pick_device
 from .recipe import augment, get_recipe, make_alien
 from .pretrain import gmml_learner, to_float
-from .ablations import StepTimer, add_line, plain_training, provenance, quiet, read_results
+from .experiment import StepTimer, add_line, plain_training, provenance, quiet, read_results
 
 # %% ../nbs/93_benchmark.ipynb #d7ba857d
 def interleaved(
@@ -488,6 +489,23 @@ def second_start(
     t = pd.DataFrame({'second run': again, 'first run': first})
     return [versus(t, 'start', 'second run', 'first run', dict(images=images, **{k: kwargs.get(k) for k in ('arch', 'size', 'bs')}))]
 
+# %% ../nbs/93_benchmark.ipynb #93170003
+def help_speed(
+    names=None,    # Console scripts; None: all of this package
+    repeats:int=5, # Turns
+) -> list:         # Lines of results
+    """Seconds until each command has said what its options are, against a Python that does nothing
+
+    names (default None): Console scripts; None: all of this package
+    repeats (int, default 5): Turns
+    Returns (list): Lines of results
+    """
+    names = names or sorted(o.name for o in entry_points(group='console_scripts') if o.value.startswith('gmml_nb.'))
+    run = lambda *cmd: partial(subprocess.run, cmd, stdout=subprocess.DEVNULL, check=True)
+    sides = {k: run(Path(sysconfig.get_path('scripts'))/k, '--help') for k in names}
+    t = interleaved({**sides, 'bare Python': run(sys.executable, '-c', '')}, repeats)
+    return [versus(t, 'help', k, 'bare Python', dict(command=k), cost=True) for k in names]
+
 # %% ../nbs/93_benchmark.ipynb #a8838392
 def open_set(
     folder,      # Of images
@@ -582,7 +600,7 @@ def process_growth(
 _PAPER,_STEP = dict(recipe='paper', size=224),dict(arch='vit_tiny_patch16_224', size=224, bs=16)
 TARGETS = {('masks', 'loop'): ('>=', 40, _PAPER), ('corruption', 'loop'): ('>=', 4, _PAPER), ('step', 'bare timm'): ('<=', 1.1, _STEP),
     ('memory', 'bare timm'): ('<=', 1.15, _STEP), ('corruption', 'step'): ('<=', .03, _STEP), ('input', 'fastai'): ('>=', 3, dict(size=224)),
-    ('start', 'first run'): ('<', 3, dict(size=224))}   # of the ratio; of a start, seconds
+    ('start', 'first run'): ('<', 3, dict(size=224)), ('help', 'bare Python'): ('<', 1, {})}   # of the ratio; of a start and of help, seconds
 
 _sizes = [dict(bs=b) for b in (16, 4, 32)] + [dict(size=s) for s in (112, 336)]
 _tiny = {k: v for k,v in TINY.items() if k not in ('size', 'bs')}
@@ -590,13 +608,13 @@ BENCHMARKS = dict(
     corruption=[(corruption_speed, dict(recipe=o)) for o in ('paper', 'official')],
     step=[(step_cost, o) for o in _sizes], memory=[(step_memory, o) for o in _sizes],
     input=[(input_speed, {}), (input_speed, dict(images=64, repeats=3, step={}))],
-    start=[(second_start, dict(arch=_STEP['arch'], size=224, bs=64))],
+    start=[(second_start, dict(arch=_STEP['arch'], size=224, bs=64)), (help_speed, {})],
     set=[(set_growth, dict(images=10**k)) for k in (2, 3, 4, 5)], processes=[(process_growth, {})])
 QUICK = dict(
     corruption=[(corruption_speed, dict(recipe=o, size=32, bs=8, patch_size=8, repeats=1)) for o in ('paper', 'official')],
     step=[(step_cost, dict(TINY, repeats=1))], memory=[(step_memory, dict(TINY, repeats=1))],
     input=[(input_speed, dict(size=24, images=8, bs=4, repeats=1, step=o)) for o in (None, _tiny)],
-    start=[(second_start, dict(TINY, images=20, repeats=1))],
+    start=[(second_start, dict(TINY, images=20, repeats=1)), (help_speed, dict(repeats=1))],
     set=[(set_growth, dict(images=100, repeats=1))], processes=[(process_growth, dict(TINY, steps=3))])
 
 # %% ../nbs/93_benchmark.ipynb #e2e4a7ab
@@ -610,7 +628,7 @@ def target_of(
     """
     sign,most,at = TARGETS.get((row['measure'], row['against']), ('', 0, {}))
     if not sign or any(row['setting'].get(k) != v for k,v in at.items()): return '', None
-    value,unit = (row['ours'], ' s') if row['measure'] == 'start' else (row['ratio'], '')
+    value,unit = (row['ours'], ' s') if row['measure'] in ('start', 'help') else (row['ratio'], '')
     return f'{sign} {most}{unit}', bool({'>=': operator.ge, '<=': operator.le, '<': operator.lt}[sign](value, most))
 
 def bench_table(

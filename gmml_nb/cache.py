@@ -22,7 +22,9 @@ from fastai.torch_core import rank_distrib
 from fastcore.xdg import xdg_cache_home
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from .images import Unreadable, _say, decode_files, depth_of, image_headers, image_moments, image_sizes, read_stored, say_notes, say_unused
+from .files import _say
+from .images import Unreadable, decode_files, depth_of, image_headers, image_sizes, read_stored, say_notes, say_unused
+from .pixels import image_moments
 
 # %% ../nbs/08_cache.ipynb #11420696
 class Stored(NamedTuple):
@@ -84,6 +86,7 @@ def decode_stored(
         keep(i, x)
     return Stored(None, mom, hw, facts, list(map(str, files)), why, tuple(store), depth, notes=dict(notes))
 
+# %% ../nbs/08_cache.ipynb #529ce345
 def decode_to_ram(files, store, in_chans, depth=None):
     "The same with the pixels in RAM"
     out = np.empty((len(files), in_chans, *store), np.uint8)
@@ -93,6 +96,15 @@ def decode_to_ram(files, store, in_chans, depth=None):
 FORMAT = 'gmml_nb images 2' # the number grows when what is stored of a file changes
 _ROOM = 1024 # bytes for the header
 
+def _header(shape, parts):
+    "The header of a cache file: pixels first, then the arrays in `parts`, {name: (type, array)}"
+    at = math.prod(shape)
+    head = dict(__metadata__=dict(format=FORMAT), pixels=dict(dtype='U8', shape=shape, data_offsets=[0, at]))
+    for k, (dtype, a) in parts.items():
+        head[k], at = dict(dtype=dtype, shape=a.shape, data_offsets=[at, at + a.nbytes]), at + a.nbytes
+    return struct.pack('<Q', _ROOM-8) + json.dumps(head).encode().ljust(_ROOM-8)
+
+# %% ../nbs/08_cache.ipynb #26941b3d
 def write_stored(
     path: Path, # of the cache file
     files: list, # to decode
@@ -118,14 +130,9 @@ def write_stored(
             names = json.dumps(dict(files=s.files, why=s.why, depth=depth, said=list(said), notes=s.notes)).encode()
             parts = dict(moments=('F64', s.moments.numpy()), hw=('I64', s.hw.numpy()), facts=('I64', s.facts.numpy()),
                          names=('U8', np.frombuffer(names, np.uint8)))
-            at = f.tell() - _ROOM
-            head = dict(__metadata__=dict(format=FORMAT),
-                        pixels=dict(dtype='U8', shape=[len(files), in_chans, *store], data_offsets=[0, at]))
-            for k, (dtype, a) in parts.items():
-                head[k], at = dict(dtype=dtype, shape=a.shape, data_offsets=[at, at + a.nbytes]), at + a.nbytes
-                f.write(a)
+            for _, a in parts.values(): f.write(a)
             f.seek(0)
-            f.write(struct.pack('<Q', _ROOM-8) + json.dumps(head).encode().ljust(_ROOM-8))
+            f.write(_header([len(files), in_chans, *store], parts))
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
@@ -227,9 +234,6 @@ def locked(
     finally: lock.release()
 
 # %% ../nbs/08_cache.ipynb #550ed5de
-SMALLEST = .05 # area of the smallest crops of the paper's recipes, share of the image
-STORES = (SMALLEST**-.5, 3., 2.25, 1.5) # times the size of the training images
-
 def machine_memory() -> int: # bytes
     """Memory that this machine, or this container, has in all; 8 GiB where the system does not tell
 
@@ -250,6 +254,10 @@ def room_for_pixels() -> int: # bytes
     has = [machine_memory()]
     if torch.cuda.is_available(): has.append(torch.cuda.get_device_properties(0).total_memory)
     return min(has)//4
+
+# %% ../nbs/08_cache.ipynb #70ecfe6c
+SMALLEST = .05 # area of the smallest crops of the paper's recipes, share of the image
+STORES = (SMALLEST**-.5, 3., 2.25, 1.5) # times the size of the training images
 
 def store_size(
     size: tuple[int, int], # (H, W) of the training images
@@ -390,6 +398,15 @@ def _lost(s, size):
     some = f'crops of less than {100*area:.0f} % of an image' if area < 1 else 'all crops'
     return f'; stored at {k:.3g} times the size: {some} are enlarged'
 
+def _result(s, size, where, secs):
+    "The line that says what became of the files"
+    mib = ''
+    if s.pixels is not None:
+        if s.pixels.device.type != 'cpu': where = f'on {s.pixels.device}'
+        mib = f" of {s.pixels.shape[2]} x {s.pixels.shape[3]} px, {s.pixels.nbytes/2**20:,.1f} MiB"
+    took = 'reused' if secs is None else f'decoded in {secs:.1f} s'
+    return f"{len(s.files) - len(s.why):,} images{mib}: {took}, {where}{_lost(s, size)}"
+
 # %% ../nbs/08_cache.ipynb #beb80cf5
 def load_stored(
     files: list, # paths
@@ -423,11 +440,6 @@ def load_stored(
     if s is None: s, where, secs = without_file(files, size, store, in_chans, cache, depth)
     for line in s.said: _say(line)
     say_notes(s.notes, len(files))
-    if s.pixels is not None:
-        s = s._replace(pixels=on_device(s.pixels, cache, device))
-        if s.pixels.device.type != 'cpu': where = f'on {s.pixels.device}'
-        mib = f" of {s.pixels.shape[2]} x {s.pixels.shape[3]} px, {s.pixels.nbytes/2**20:,.1f} MiB"
-    if len(s.why) == len(files): return s # of none there is nothing to say but why
-    took = 'reused' if secs is None else f'decoded in {secs:.1f} s'
-    _say(f"{len(files) - len(s.why):,} images{mib if s.pixels is not None else ''}: {took}, {where}{_lost(s, size)}")
+    if s.pixels is not None: s = s._replace(pixels=on_device(s.pixels, cache, device))
+    if len(s.why) < len(files): _say(_result(s, size, where, secs)) # of none there is nothing to say but why
     return s

@@ -25,14 +25,14 @@ from fastai.vision.core import show_image
 from fastai.vision.data import get_grid
 from fastcore.basics import chunked, noop, patch
 from .augment import Augment, centre_crop, own_seeds
+from .core import number
 from .cache import check_cache, fits_in_ram, load_stored, on_device
-from .datasets import _cell, as_labelled, as_unlabelled, class_names, class_order, read_source
-from .images import (Unreadable, _say, as_8bit, as_float, as_images, black_and_white, check_depth, check_resize, deep_kind,
-                            decode_files, fit_batch,
-                            fit_image, from_pil,
-                            image_headers, image_moments, image_sizes, image_suffixes, in_threads, measure_depth, plain_image,
-                            read_image, read_stored, say_unused,
-                            readable, stats_of, to_pil)
+from .datasets import class_order
+from .sources import _cell, as_labelled, as_unlabelled, class_names, read_source
+from .files import _say, image_suffixes
+from .images import (black_and_white, check_depth, decode_files, deep_kind, from_pil, image_headers, image_sizes, in_threads,
+                            measure_depth, plain_image, read_image, read_stored, readable, say_unused, to_pil, Unreadable)
+from .pixels import as_8bit, as_float, as_images, check_resize, fit_batch, fit_image, image_moments, stats_of
 
 # %% ../nbs/09_data.ipynb #d66ff622
 def as_picture(
@@ -318,22 +318,16 @@ def _size(size, name='size'):
         raise ValueError(f"{name}={size!r}: the side in pixels, or (height, width); whole numbers")
     return tuple(int(o) for o in s)
 
-def _count(name, value, low, what=''):
-    if not _whole(value) or value < low: raise ValueError(f"{name}={value!r}: a whole number of at least {low}{what}")
-    return int(value)
-
-def _share(value):
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < 1:
-        hint = f'; for {value} % give {value/100:g}' if _whole(value) and 1 <= value < 100 else ''
-        raise ValueError(f"valid_pct={value!r}: a share of at least 0 and below 1{hint}")
-
 # %% ../nbs/09_data.ipynb #c50f2df5
-def check_settings(valid_pct, seed, num_workers, on_error, resize, depth=None):
+def check_settings(bs, valid_pct, seed, num_workers, on_error, resize, depth=None):
     "A `ValueError` for what no loaders can have"
-    _share(valid_pct), _count('seed', seed, 0), _count('num_workers', num_workers, 0), check_resize(resize or 'crop')
-    check_depth(depth)
+    if _whole(valid_pct) and 1 <= valid_pct < 100: raise ValueError(f"valid_pct={valid_pct}: a share; for {valid_pct} % give {valid_pct/100:g}")
+    number('valid_pct', valid_pct, 0, 1, open='high'), number('bs', bs, 1, whole=True)
+    number('seed', seed, 0, whole=True), number('num_workers', num_workers, 0, whole=True)
+    check_resize(resize or 'crop'), check_depth(depth)
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
 
+# %% ../nbs/09_data.ipynb #632e4715
 def _device(device):
     try: return default_device() if device is None else torch.device(device)
     except (RuntimeError, TypeError) as e:
@@ -354,7 +348,7 @@ def _subset(items, idxs):
 # %% ../nbs/09_data.ipynb #da9df4c1
 def _channels(x, in_chans):
     c = x.shape[1]
-    if in_chans is not None: _count('in_chans', in_chans, 1)
+    if in_chans is not None: number('in_chans', in_chans, 1, whole=True)
     if in_chans in (None, c): return x
     if c == 1: return x.repeat(1, in_chans, 1, 1)
     if (c, in_chans) != (3, 1):
@@ -419,7 +413,6 @@ def _check_stats(stats, c):
 # %% ../nbs/09_data.ipynb #18ca53cf
 def _valid_split(n, valid_pct, seed, labels=None):
     "Indices of the training and of the validation images, each sorted"
-    _share(valid_pct)
     k = min(n-1, max(1, round(n*valid_pct))) if valid_pct else 0
     order = np.random.default_rng(seed).permutation(n) if labels is None else class_order(labels, seed, balanced=False)
     return np.sort(order[k:]), np.sort(order[:k])
@@ -454,7 +447,7 @@ def _as_loaders(sets, given, hw, **kw):
 
 # %% ../nbs/09_data.ipynb #24edd636
 def pretrain_dls(
-    source, # folder, files, table, array, a dataset or its name, pairs with labels: see `04_datasets`
+    source, # folder, files, table, array, a dataset or its name, pairs with labels: see `05_sources`
     size: int | tuple[int, int] = 224, # px: side, or (height, width)
     bs: int = 64, # images in a batch, in each process
     valid_pct: float = .1, # share of the images held out, [0,1); 0 in the paper
@@ -473,7 +466,7 @@ def pretrain_dls(
 ) -> ImageLoaders: # `.train`, `.valid`; `.stats`, `.size`, `.in_chans`, `.depth`, `.resize`, `.crop_pct`
     """Loaders of clean, whole images in 1-tuples, neither augmented nor normalised
 
-    source: folder, files, table, array, a dataset or its name, pairs with labels: see `04_datasets`
+    source: folder, files, table, array, a dataset or its name, pairs with labels: see `05_sources`
     size (int | tuple[int, int], default 224): px: side, or (height, width)
     bs (int, default 64): images in a batch, in each process
     valid_pct (float, default 0.1): share of the images held out, [0,1); 0 in the paper
@@ -492,8 +485,8 @@ def pretrain_dls(
     Returns (ImageLoaders): `.train`, `.valid`; `.stats`, `.size`, `.in_chans`, `.depth`, `.resize`, `.crop_pct`
     """
     given, size = _given(stats=stats, depth=depth, resize=resize), _size(size)
-    bs, device = _count('bs', bs, 1), _device(device)
-    check_settings(valid_pct, seed, num_workers, on_error, resize, depth), check_cache(cache)
+    device = _device(device)
+    check_settings(bs, valid_pct, seed, num_workers, on_error, resize, depth), check_cache(cache)
     if store is not None: store = _size(store, 'store')
     items, folder = as_unlabelled(source, path)
     if idxs is not None: items, folder = _subset(items, idxs), None
@@ -501,7 +494,7 @@ def pretrain_dls(
     parts = _valid_split(len(ok), valid_pct, seed)
     stats = stats_of(mom[parts[0]]) if stats is None else _check_stats(stats, mom.shape[1])
     sets = [ImageSet(x, size, mom.shape[1], stats, rows=ok[o], resize=resize or 'crop', **kw) for o in parts]
-    return _as_loaders(sets, given, hw if resize is None else None, bs=bs, seed=seed, device=device,
+    return _as_loaders(sets, given, hw if resize is None else None, bs=int(bs), seed=seed, device=device,
                        num_workers=0 if sets[0].pixels is not None else num_workers)
 
 # %% ../nbs/09_data.ipynb #406f8f25
@@ -728,14 +721,14 @@ def finetune_dls(
     Returns (ImageLoaders): `.train`, `.valid`, `.test` (or None); `.vocab`, `.stats`, `.depth`, `.resize`, `.crop_pct`
     """
     given = _given(stats=stats, depth=depth, resize=resize, crop_pct=crop_pct)
-    size, bs, device = _size(size), _count('bs', bs, 1), _device(device)
-    check_settings(valid_pct, seed, num_workers, on_error, resize, depth)
+    size, device = _size(size), _device(device)
+    check_settings(bs, valid_pct, seed, num_workers, on_error, resize, depth)
     if cache not in ('auto', 'ram', None): raise ValueError(f"cache is 'auto', 'ram' or None, not {cache!r}")
     ds = as_labelled(source, path)
     splits = _finetune_splits(ds, idxs, valid_pct, labels, seed)
     sets, hw = _labelled_sets(ds, splits, size, recipe, seed, in_chans, stats, cache, on_error, resize or 'crop',
                               crop_pct, depth)
-    return _as_loaders(sets, given, hw if resize is None else None, bs=bs, seed=seed, device=device,
+    return _as_loaders(sets, given, hw if resize is None else None, bs=int(bs), seed=seed, device=device,
                        num_workers=num_workers)
 
 # %% ../nbs/09_data.ipynb #c78739bf
@@ -763,7 +756,6 @@ def like(self: ImageSet, items, labels=None):
                     store=self.store or tuple(3*s//2 for s in self.size),
                     depth=self.depth, resize=self.resize)
 
-# %% ../nbs/09_data.ipynb #f9091590
 @patch
 def like(self: LabelledSet, items, labels=None):
     "Other images, prepared as the held-out ones of these"

@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from fastcore.basics import patch
-from .core import known, number, override
-from .cli import (as_command, check_model, check_numbers, own_folder, parse_fields, parse_side, save_figure, save_history,
-                         save_settings, settings_of, show_settings, source_of, write_text)
+from .core import known, number, override, write_text
+from .command import as_command, own_folder, parse_fields, parse_side, save_settings, settings_of, show_settings
+from .cli import check_model, check_numbers, save_figure, save_history, source_of
 
 # %% ../nbs/96_demo.ipynb #a81918cb
 DEMO_DEFAULTS = dict(
@@ -69,7 +69,7 @@ def demo_source(
     root (default None): Folder of a dataset
     Returns: `Labelled`
     """
-    from gmml_nb.datasets import as_labelled
+    from gmml_nb.sources import as_labelled
     source = source_of(data, root)
     try: return as_labelled(source)
     except ValueError as e:
@@ -89,7 +89,7 @@ def demo_experiment(
     from gmml_nb.augment import AUGMENTS
     from gmml_nb.recipe import LOSSES, get_recipe, make_alien
     from gmml_nb.finetune import FINETUNE_RECIPES
-    from gmml_nb.ablations import Experiment
+    from gmml_nb.experiment import Experiment
     counts = 'epochs finetune_epochs bs finetune_bs seeds draws labels images embed_dim depth num_heads'
     check_numbers(**{k: getattr(o, k) for k in counts.split()})
     size,patch = parse_side(o.size, 'size'),parse_side(o.patch_size, 'patch_size')
@@ -241,7 +241,8 @@ def run_part(
     n_threads (int, default 1): Of this process
     """
     from filelock import FileLock
-    from gmml_nb.ablations import METHODS, add_line, provenance
+    from gmml_nb.baselines import METHODS
+    from gmml_nb.experiment import add_line, provenance
     Path(work).mkdir(parents=True, exist_ok=True)
     encoder,m,secs = None,0,0.
     with threads(n_threads):
@@ -279,7 +280,7 @@ class Pairs:
         self.runs = {f'{e.id}.{d}': (e, d) for e in self.starts for d in range(draws)}   # images are decoded once a seed
     def table(self):
         "A row for each run that has finished"
-        from gmml_nb.ablations import read_results
+        from gmml_nb.experiment import read_results
         df = read_results(self.results)
         return df[df.id.isin(list(self.runs))].reset_index(drop=True) if len(df) else df
     def todo(self):
@@ -368,7 +369,7 @@ def by_draw(
     what (default 'value'): Column: 'value', 'probe' or 'knn'
     Returns: A row for each draw, a column for each start, %
     """
-    from gmml_nb.ablations import METHOD_NAMES
+    from gmml_nb.experiment import METHOD_NAMES
     p = 100*df.pivot(index=['seed', 'draw'], columns='method', values=what).astype(float)
     return p[[m for m in METHOD_NAMES if m in p]].dropna()
 
@@ -396,7 +397,7 @@ def demo_summary(
     Returns: A row for each start and one for the difference, as text
     """
     import pandas as pd
-    from gmml_nb.ablations import METHOD_NAMES, difference
+    from gmml_nb.experiment import METHOD_NAMES, difference
     starts = list(by_draw(df))
     res = {name: {METHOD_NAMES[m]: f'{by_draw(df, k)[m].mean():.1f}' for m in starts} for k,name in MEASURES.items()}
     if {'gmml', 'random'} <= set(starts):
@@ -415,7 +416,7 @@ def plot_draws(
     Returns: matplotlib figure
     """
     import matplotlib.pyplot as plt
-    from gmml_nb.ablations import METHOD_NAMES
+    from gmml_nb.experiment import METHOD_NAMES
     p = by_draw(df)
     fig,ax = plt.subplots(figsize=(1.4 + p.shape[1], 3.4))
     ax.plot(p.T.values, '-', color='.8', lw=.8, zorder=0)
@@ -647,7 +648,7 @@ def run_demo(
     Returns: Table of a row for each fine-tuning
     """
     from fastai.torch_core import num_distrib
-    from gmml_nb.ablations import METHOD_NAMES, verdict
+    from gmml_nb.experiment import METHOD_NAMES, verdict
     if num_distrib() > 1: raise ValueError('gmml_demo runs in one process: start it without accelerate or torchrun')
     starts = o.starts.split(',') if isinstance(o.starts, str) else list(o.starts)
     for s in starts: known(s, METHOD_NAMES, 'start')
@@ -678,7 +679,7 @@ def check_images(
     out (Path): Folder of the demo
     o: Options of `gmml_demo`, none left open
     """
-    from gmml_nb.checkpoint import images_hash
+    from gmml_nb.identity import images_hash
     pairs.parts()   # too few labels
     pre,fine = decoded(pairs.starts[0], pairs.root)
     drawn(fine, pairs.what.labels, 0)   # too many
@@ -689,65 +690,28 @@ def check_images(
     save_settings(out, 'gmml_demo', vars(o), experiment=asdict(pairs.what), id=pairs.what.id, images=images)
 
 # %% ../nbs/96_demo.ipynb #f9772f11
-@as_command('data')
+@as_command('data', data='A folder that holds a folder of images for each class, or the name of a dataset',
+            out='Folder to write: report.html, results.jsonl, settings.json', seed='First seed',
+            seeds='How many seeds: a pretraining for each',
+            labels='Labelled images to fine-tune on; left out: 10 of each class (digits: 5)',
+            images='Unlabelled images to pretrain on; left out: all, at most 2,000 (digits: all)',
+            epochs='Of pretraining', finetune_epochs='Of fine-tuning', bs='Images of a pretraining step',
+            size='Pixels of a side; left out: 8 for digits, 28 for the MNISTs, 64 for photographs',
+            patch_size='Pixels of a patch; left out: 2, 4, 8', embed_dim='Width of the transformer',
+            depth='Blocks of the transformer', num_heads='Attention heads',
+            lr='Peak learning rate of pretraining, for a batch of 256',
+            change='Fields of the pretraining recipe: "flip=0 crop=.5,1"',
+            results='JSON-lines file; runs that are in it are not run again; left out: OUT/results.jsonl')
 def gmml_demo(
-    data:str='digits', # A folder that holds a folder of images for each class, or the name of a dataset
-    root:str=None, # Folder of a dataset that is not where fastai keeps data
-    out:str='gmml_demo_out', # Folder to write: report.html, results.jsonl, settings.json
-    starts:str='random,gmml', # What to compare: random, random_long, autoencoder, simmim, mae, gmml
-    seed:int=0, # First seed
-    seeds:int=5, # How many seeds: a pretraining for each
-    draws:int=2, # Draws of labelled images for each pretraining
-    labels:int=None, # Labelled images to fine-tune on; left out: 10 of each class (digits: 5)
-    images:int=None, # Unlabelled images to pretrain on; left out: all, at most 2,000 (digits: all)
-    epochs:int=None, # Of pretraining
-    finetune_epochs:int=None, # Of fine-tuning
-    arch:str='vit_tiny_patch16_224', # timm name of a vision transformer
-    size:str=None, # Pixels of a side; left out: 8 for digits, 28 for the MNISTs, 64 for photographs
-    patch_size:str=None, # Pixels of a patch; left out: 2, 4, 8
-    embed_dim:int=None, # Width of the transformer
-    depth:int=None, # Blocks of the transformer
-    num_heads:int=None, # Attention heads
-    bs:int=None, # Images of a pretraining step
-    finetune_bs:int=None, # Images of a fine-tuning step
-    lr:float=None, # Peak learning rate of pretraining, for a batch of 256
-    finetune_lr:float=None, # Peak learning rate of fine-tuning, for a batch of 512
-    augment:str=None, # Of the labelled images: 'deit', 'deit-rand', 'light', 'crop' or 'none'
-    change:str=None, # Fields of the pretraining recipe: "flip=0 crop=.5,1"
-    finetune_change:str=None, # Fields of the fine-tuning recipe: "mixup=0 cutmix=0"
-    held_out:str='test', # What accuracy is measured on: 'test', or 'valid', to choose settings by
-    results:str=None, # JSON-lines file; runs that are in it are not run again; left out: OUT/results.jsonl
-    settings:str=None, # settings.json of an earlier run, or its folder; options given here win
+    data='digits', root=None, out='gmml_demo_out', starts='random,gmml', seed=0, seeds=5, draws=2, labels=None, images=None,
+    epochs=None, finetune_epochs=None, arch='vit_tiny_patch16_224', size=None, patch_size=None, embed_dim=None, depth=None,
+    num_heads=None, bs=None, finetune_bs=None, lr=None, finetune_lr=None, augment=None, change=None, finetune_change=None,
+    held_out='test', results=None, settings=None,
 ): # Table of a row for each fine-tuning
     """Is pretraining worth it? The same fine-tuning on few labels from GMML and from random weights, in pairs
 
-    data (str, default 'digits'): A folder that holds a folder of images for each class, or the name of a dataset
-    root (str, default None): Folder of a dataset that is not where fastai keeps data
-    out (str, default 'gmml_demo_out'): Folder to write: report.html, results.jsonl, settings.json
-    starts (str, default 'random,gmml'): What to compare: random, random_long, autoencoder, simmim, mae, gmml
-    seed (int, default 0): First seed
-    seeds (int, default 5): How many seeds: a pretraining for each
-    draws (int, default 2): Draws of labelled images for each pretraining
-    labels (int, default None): Labelled images to fine-tune on; left out: 10 of each class (digits: 5)
-    images (int, default None): Unlabelled images to pretrain on; left out: all, at most 2,000 (digits: all)
-    epochs (int, default None): Of pretraining
-    finetune_epochs (int, default None): Of fine-tuning
-    arch (str, default 'vit_tiny_patch16_224'): timm name of a vision transformer
-    size (str, default None): Pixels of a side; left out: 8 for digits, 28 for the MNISTs, 64 for photographs
-    patch_size (str, default None): Pixels of a patch; left out: 2, 4, 8
-    embed_dim (int, default None): Width of the transformer
-    depth (int, default None): Blocks of the transformer
-    num_heads (int, default None): Attention heads
-    bs (int, default None): Images of a pretraining step
-    finetune_bs (int, default None): Images of a fine-tuning step
-    lr (float, default None): Peak learning rate of pretraining, for a batch of 256
-    finetune_lr (float, default None): Peak learning rate of fine-tuning, for a batch of 512
-    augment (str, default None): Of the labelled images: 'deit', 'deit-rand', 'light', 'crop' or 'none'
-    change (str, default None): Fields of the pretraining recipe: "flip=0 crop=.5,1"
-    finetune_change (str, default None): Fields of the fine-tuning recipe: "mixup=0 cutmix=0"
-    held_out (str, default 'test'): What accuracy is measured on: 'test', or 'valid', to choose settings by
-    results (str, default None): JSON-lines file; runs that are in it are not run again; left out: OUT/results.jsonl
-    settings (str, default None): settings.json of an earlier run, or its folder; options given here win
+    Returns: Table of a row for each fine-tuning
+
     Returns: Table of a row for each fine-tuning
     """
     return run_demo(SimpleNamespace(**locals()))

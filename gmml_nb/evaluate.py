@@ -1,4 +1,4 @@
-"""Frozen features, neighbours and linear probes, progress with and without labels, and when to stop
+"""Frozen features, neighbours, linear probes, effective rank, and the interval beside every number
 
 Docs: https://gmml-nb.github.io/gmml_nb/evaluate.html.md"""
 
@@ -6,17 +6,14 @@ Docs: https://gmml-nb.github.io/gmml_nb/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['KNN_LARGE', 'PROBE_LARGE', 'interval', 'as_vit', 'eval_mode', 'own_stats', 'plain_dl', 'as_parts', 'normalised',
-           'pooled', 'features', 'check_sets', 'vote', 'knn_accuracy', 'fit_probe', 'linear_probe', 'feature_rank',
-           'TrackFeatures', 'history', 'Enough', 'long_enough', 'plot_progress']
+           'pooled', 'features', 'check_sets', 'vote', 'knn_accuracy', 'fit_probe', 'linear_probe', 'feature_rank']
 
 # %% ../nbs/65_evaluate.ipynb #1de7a69b
-import math
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, timm, torch
+import numpy as np, timm, torch
 import torch.nn.functional as F
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
@@ -24,16 +21,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from timm.models.vision_transformer import VisionTransformer
-from fastcore.all import L, patch
-from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.learner import Learner, Recorder
+from fastai.learner import Learner
 from fastai.torch_core import default_device, get_model
 from .augment import own_seeds
 from .data import ImageDL, in_the_middle
 from .vit import check_blocks
-from .core import known, number
+from .core import known
 from .weights import load_encoder, prepared
 
 # %% ../nbs/65_evaluate.ipynb #83bcb6ca
@@ -136,6 +131,7 @@ def plain_dl(
     if c != ds.in_chans: raise ValueError(f'images of {ds.in_chans} channels, but statistics of {c}: give in_chans={c} to the loaders')
     return dl.new(ds, shuffle=False, drop_last=False, shard=False)
 
+# %% ../nbs/65_evaluate.ipynb #925031d0
 def as_parts(b): return b if isinstance(b, (tuple, list)) else (b,)   # a bare tensor is images alone
 
 def normalised(
@@ -381,151 +377,3 @@ def feature_rank(
     s = torch.linalg.svdvals(f.double())
     if not s.sum() > 0: raise ValueError('all features are 0')
     return float(torch.special.entr(s/s.sum()).sum().exp())
-
-# %% ../nbs/65_evaluate.ipynb #304f9bb3
-class TrackFeatures(Callback):
-    """Columns `knn`, `probe` if asked for, and `rank` in the log of a pretraining run, which is otherwise the same to the last bit
-
-    dls (default None): Labelled loaders: `.train` votes on `.valid`; None or label-free ones: rank alone
-    every (int, default 1): Epochs from one measurement to the next; the last epoch always has one
-    block (int, default None): 1-based; None: the last
-    pool (str, default 'mean'): 'mean' of the patches, or the class 'token'
-    k (int, default 20): Neighbours
-    probe (bool, default False): A column for the linear probe, too? It takes longer than neighbours do
-    """
-    order = Recorder.order + 1   # the recorder has its own columns by then, and `ProgressCallback` (60) has not shown them
-    def __init__(self,
-        dls=None,        # Labelled loaders: `.train` votes on `.valid`; None or label-free ones: rank alone
-        every:int=1,     # Epochs from one measurement to the next; the last epoch always has one
-        block:int=None,  # 1-based; None: the last
-        pool:str='mean', # 'mean' of the patches, or the class 'token'
-        k:int=20,        # Neighbours
-        probe:bool=False, # A column for the linear probe, too? It takes longer than neighbours do
-    ):
-        number('every', every, 1, whole=True)
-        if dls is not None and not isinstance(dls, DataLoaders): raise ValueError(f'dls is a {type(dls).__name__}: give loaders, TrackFeatures(finetune_dls(...))')
-        self.data,self.every,self.block,self.pool,self.k,self.probe,self.due = dls,every,block,pool,k,probe,False
-        with own_seeds(): self.with_labels = dls is not None and len(as_parts(dls.train.one_batch())) > 1
-        if self.with_labels and not (len(dls.valid) and k <= len(dls.train.dataset)):
-            raise ValueError(f'{len(dls.train.dataset)} images to vote on {len(dls.valid.dataset)}: there must be {k} '
-                             'or more (or a smaller k), and some to be voted on')
-        if probe and not self.with_labels: raise ValueError('probe=True needs labels: give loaders from finetune_dls')
-        self.names = [*['knn']*self.with_labels, *['probe']*probe, 'rank']
-
-# %% ../nbs/65_evaluate.ipynb #7c234c89
-@patch
-def measure(self:TrackFeatures) -> list: # a number for each name
-    """What the features are worth now
-
-    self (TrackFeatures): a number for each name
-    Returns (list): a number for each name
-    """
-    dls = self.dls if self.data is None else self.data
-    f = partial(features, self.learn, block=self.block, pool=self.pool)
-    if not self.with_labels: return [feature_rank(f(dls.valid if len(dls.valid) else dls.train)[0])]
-    sets = *f(dls.train),*f(dls.valid)
-    return [knn_accuracy(*sets, k=self.k), *[linear_probe(*sets) for _ in range(self.probe)], feature_rank(sets[0])]
-
-# %% ../nbs/65_evaluate.ipynb #6f2f0499
-@patch
-def before_fit(self:TrackFeatures):
-    "Our columns come before the time"
-    if hasattr(self.learn, 'lr_finder'): return
-    rec = self.learn.recorder
-    names,n = list(rec.metric_names), len(rec.metric_names) - rec.add_time
-    rec.metric_names = L(names[:n] + self.names + names[n:])
-
-@patch
-def after_train(self:TrackFeatures): self.due = not hasattr(self.learn, 'lr_finder')   # `validate` never comes here
-
-@patch
-def after_validate(self:TrackFeatures):
-    if not self.due: return
-    self.due,n = False,self.epoch + 1
-    now = n % self.every == 0 or n == self.n_epoch
-    self.learn.recorder.log += self.measure() if now else [float('nan')]*len(self.names)
-
-# %% ../nbs/65_evaluate.ipynb #76b16009
-def history(
-    learn:Learner, # Just trained: a later `validate` makes fastai's recorder forget
-) -> pd.DataFrame: # A row for each epoch, counted from 1, and a column for each number in the log
-    """The log of a run
-
-    learn (Learner): Just trained: a later `validate` makes fastai's recorder forget
-    Returns (pd.DataFrame): A row for each epoch, counted from 1, and a column for each number in the log
-    """
-    rec = learn.recorder
-    if not getattr(rec, 'values', None): raise ValueError('this learner has no history: train it first')
-    rows = [list(v) for v in rec.values]
-    df = pd.DataFrame(rows, columns=list(rec.metric_names)[1:1 + len(rows[0])], dtype=float)
-    return df.set_index(pd.RangeIndex(1, len(df) + 1, name='epoch'))
-
-# %% ../nbs/65_evaluate.ipynb #b322781e
-class Enough(NamedTuple):
-    "Whether a run was long enough by one measure"
-    enough: bool   # True: no gain worth the name was seen in the last part
-    answer: str    # The same as a sentence
-    gain: float    # Improvement in the last part, in the measure's own units; negative: it got worse
-    noise: float   # Half the width of its interval
-    total: float   # Improvement from the first epoch to the fitted end
-    epochs: int    # In the last part
-    def __str__(self): return self.answer
-
-# %% ../nbs/65_evaluate.ipynb #cd9d0aa9
-def long_enough(
-    history,             # From `history`, or a data frame with a row for each epoch
-    by:str='valid_loss', # Column; lower is better where its name ends in 'loss', else higher
-    last:float=.2,       # Share of the run that is looked at; five measurements at least
-    least:float=.02,     # Share of the whole gain that is worth going on for
-    level:float=.95,     # Confidence of the noise
-) -> Enough:             # Prints as a sentence
-    """Did the last part of a run still improve by more than its noise?
-
-    history: From `history`, or a data frame with a row for each epoch
-    by (str, default 'valid_loss'): Column; lower is better where its name ends in 'loss', else higher
-    last (float, default 0.2): Share of the run that is looked at; five measurements at least
-    least (float, default 0.02): Share of the whole gain that is worth going on for
-    level (float, default 0.95): Confidence of the noise
-    Returns (Enough): Prints as a sentence
-    """
-    v = history[known(by, list(history.columns), 'column')].dropna()
-    if not 0 < last < 1: raise ValueError(f'last={last}: give a share of the run, such as .2')
-    if len(v) < 10: raise ValueError(f'{len(v)} measurements of {by}: no fewer than 10 can tell')
-    y = v.to_numpy()*(-1 if by.endswith('loss') else 1)
-    x,n = v.index.to_numpy(dtype=float), max(5, math.ceil(last*len(v)))
-    fit = stats.linregress(x[-n:], y[-n:])
-    span = x[-1] - x[-n]
-    gain,noise = fit.slope*span, stats.t.ppf((1 + level)/2, n - 2)*fit.stderr*span
-    total = fit.intercept + fit.slope*x[-1] - y[0]
-    go_on = gain > noise and gain >= least*abs(total)
-    what = ('still improved' if go_on else 'got worse' if -gain > noise else 'did not clearly improve' if gain <= noise
-            else 'improved by next to nothing')
-    unsure = noise > 5*least*abs(total)
-    head = 'No' if go_on else 'Probably' if unsure else 'Yes'
-    answer = (f'{head}: in the last {n} of {len(v)} measurements {by} {what} ({gain:+.3g} ± {noise:.2g}, '
-              f'of {total:.3g} gained in all)' + (': train longer' if go_on else ', but the noise is large' if unsure else ''))
-    return Enough(not go_on, answer, float(gain), float(noise), float(total), n)
-
-# %% ../nbs/65_evaluate.ipynb #273c1acc
-def plot_progress(
-    history,        # From `history`
-    last:float=.2,  # Share of the run that is shaded, as in `long_enough`
-):                  # matplotlib figure
-    """A panel for each measure along the run; losses share one
-
-    history: From `history`
-    last (float, default 0.2): Share of the run that is shaded, as in `long_enough`
-    Returns: matplotlib figure
-    """
-    losses,rest = [c for c in history if c.endswith('loss')], [c for c in history if not c.endswith('loss')]
-    panels = [losses]*bool(losses) + [[c] for c in rest]
-    fig,axs = plt.subplots(1, len(panels), figsize=(3*len(panels), 2.4), squeeze=False)
-    for cols,ax in zip(panels, axs[0]):
-        for c in cols: ax.plot(history[c].dropna(), '.-', ms=4, label=c)
-        n = max(5, math.ceil(last*len(history)))
-        ax.axvspan(history.index[-n], history.index[-1], color='.9', zorder=0)
-        ax.set(xlabel='epoch', title=' and '.join(cols))
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        if len(cols) > 1: ax.legend(fontsize=7)
-    fig.tight_layout()
-    return fig

@@ -21,13 +21,16 @@ from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.all import listify, patch
 from sklearn.datasets import load_sample_images
-from .images import Unreadable, as_8bit, image_files, image_moments, read_image, stats_of, to_pil
+from .files import image_files
+from .images import Unreadable, read_image, to_pil
+from .pixels import as_8bit, image_moments, stats_of
 from .corruption import Noise, Replace, Zeros
 from .decoder import GMMLAutoencoder
 from .core import known
 from .pretrain import GMML
 from .evaluate import as_vit, own_stats, plain_dl
-from .ablations import METHOD_NAMES, Experiment, plot_sweep, read_results
+from .experiment import METHOD_NAMES, Experiment, read_results
+from .ablations import plot_sweep
 from .paper import paper_numbers
 from .visualise import Inside, corrupted, framed, images_for, inside, overlay, restore_blocks, token_attention
 
@@ -71,6 +74,7 @@ class Scene:
     @property
     def decodes(self): return self.inside is not None and isinstance(self.inside.net, GMMLAutoencoder)
 
+# %% ../nbs/90_explore.ipynb #4a0091df
 def scene(
     image,           # As in `images_for`
     donor,           # The same

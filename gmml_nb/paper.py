@@ -14,7 +14,8 @@ from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
 import pandas as pd
-from .ablations import BASES, Experiment, Sweep, difference, read_results, seen, speed_file, steps
+from .experiment import Experiment, difference, read_results, seen, steps
+from .ablations import BASES, Sweep, speed_file
 
 # %% ../nbs/72_paper.ipynb #950338e0
 def paper_numbers(

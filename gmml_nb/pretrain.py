@@ -1,4 +1,12 @@
-"""Recipes, the GMML callback, and a fastai `Learner` that restores corrupted images
+"""The GMML callback, and a fastai `Learner` that restores corrupted images
+
+A training run of GMML is a fastai `Learner`: `learn = gmml_learner(pretrain_dls('photos/'), 'vit_small_patch16_224')`, `learn.fit_gmml(300)`, `learn.show_reconstructions()`,
+`learn.export_encoder('photos-vit')`. Two things are decided here.
+
+- **Where does corruption happen?** In a fastai callback, on the batch, on the device that trains. The data loaders give
+  clean images, so nothing about the data has to change when the recipe does.
+- **What do we watch?** The loss on held-out images that are corrupted the same way each time. A loss under fresh random
+  masks moves from epoch to epoch although the model does not.
 
 Docs: https://gmml-nb.github.io/gmml_nb/pretrain.html.md"""
 
@@ -34,7 +42,7 @@ from .recipe import ALSO, LOSSES, Recipe, augment, get_recipe, gmml_model, make_
 from .checkpoint import check_cbs, fit_run, what_ran
 from .training import (ClipEach, GlobalMean, LogEvery, SkipValidation, StopOnNonFinite, decay_groups, say_rates, step_images, trackers,
                               warmup_cosine)
-from .weights import prepared, write_model
+from .weights import load_decoder, prepared, write_model
 
 # %% ../nbs/50_pretrain.ipynb #e9fe360b
 class GMML(Callback):
@@ -436,6 +444,7 @@ def method_learner(
         enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size,
                           drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
         model = make_model(enc, r)
+        if pretrained: load_decoder(model, arch)
     say_prepared(dls, arch, pretrained)
     enc.vit.set_grad_checkpointing(grad_checkpoint)
     if compile: model.compile()
@@ -712,12 +721,12 @@ def load_state_dict(self:GMML, state):
 # %% ../nbs/50_pretrain.ipynb #80f5fa32
 @patch
 def export_encoder(self:Learner,
-    folder,  # Folder to write: `model.safetensors` and `config.json`
+    folder,  # Folder to write: `model.safetensors`, `config.json`, and `decoder.safetensors`, which timm does not read
     **about, # More facts to keep in `config.json`, JSON values
 ) -> Path:   # The folder
     """Write the encoder so that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it
 
-    folder: Folder to write: `model.safetensors` and `config.json`
+    folder: Folder to write: `model.safetensors`, `config.json`, and `decoder.safetensors`, which timm does not read
     **about: More facts to keep in `config.json`, JSON values
     Returns (Path): The folder
     """
@@ -726,4 +735,6 @@ def export_encoder(self:Learner,
     recipe = asdict(cb.recipe)
     if type(self.loss_func) is not self.made_loss: recipe['loss'] = loss_name(self.loss_func)
     facts = dict(method=cb.method, **cb.facts, recipe=recipe, images=len(self.dls.train.dataset), **getattr(self, 'ran', what_ran(self)))
-    return Path(folder) if rank_distrib() else write_model(enc.vit, folder, cb.stats, enc.model_args, resize=self.dls.resize, depth=self.dls.depth, gmml={**facts, **about})
+    if rank_distrib(): return Path(folder)
+    rest = {k: v for k,v in get_model(self.model).state_dict().items() if not k.startswith('encoder.')}
+    return write_model(enc.vit, folder, cb.stats, enc.model_args, resize=self.dls.resize, depth=self.dls.depth, decoder=rest, gmml={**facts, **about})

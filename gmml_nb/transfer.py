@@ -11,7 +11,8 @@ __all__ = ['transfer', 'transfer_matrix', 'plot_transfer', 'markdown']
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from .ablations import METHOD_NAMES, Experiment, Sweep, change
+from .experiment import METHOD_NAMES, Experiment, change
+from .ablations import Sweep
 from .evaluate import interval
 from .paper import paper_table
 from .core import known

@@ -1,4 +1,17 @@
-"""Any timm vision transformer, with the features of several blocks fused into one map
+r"""Any timm vision transformer, with the features of several blocks fused into one map
+
+Nothing about the transformer in GMML is special, and that is the point of it: what comes out of pretraining should be
+an ordinary vision transformer that any program can load. So the encoder here is a
+[timm](https://huggingface.co/docs/timm) model, untouched, and this chapter only decides *which of its features* the
+decoder gets to see (section 2.3 of the paper).
+
+An autoencoder usually hands its last layer to the decoder. GMML hands over several blocks at once, the set
+$\mathcal{B} = \{6, 8, 10, 12\}$ of a twelve-block transformer:
+
+$$\bar{\mathbf{x}} = D\Big(\sum_{b \in \mathcal{B}} E_b(\hat{\mathbf{x}})\Big)$$
+
+The extra blocks are skip connections: fine detail that an early block has kept need not be carried through all later
+ones to reach the decoder. After pretraining the connections are gone, and fine-tuning uses the transformer alone.
 
 Docs: https://gmml-nb.github.io/gmml_nb/vit.html.md"""
 

@@ -61,6 +61,22 @@ def test_only_broken_files(broken):
     for o in broken.rglob('good*'): o.unlink()
     with refused(*BAD): pretrain_dls(broken, size=32, on_error='skip')
 
+@pytest.mark.parametrize('kw,said', [(dict(valid_pct=1.5), 'valid_pct=1.5'), (dict(size='big'), "size='big'"), (dict(store=0), 'store=0'), (dict(cache='tape'), "cache='tape'"),
+    (dict(on_error='ignore'), "not 'ignore'"), (dict(bs=0), 'bs=0'), (dict(bs=2.5), 'bs=2.5'), (dict(stats=([.5]*3, [.2]*3)), '3 and 3 channels'), (dict(idxs=[1437]), 'there are 1437'),
+    (dict(seed=-1), 'seed=-1'), (dict(num_workers=.5), 'num_workers=0.5'), (dict(valid_pct=True), 'valid_pct=True')], ids=str)
+def test_loaders_that_cannot_be(kw, said):
+    with refused(said): pretrain_dls('digits', **{**dict(size=8), **kw})
+
+@pytest.mark.parametrize('kw,said', [(dict(labels=5), 'labels=5'), (dict(labels=5000), 'labels=5000'), (dict(stats=([77.], [95.])), 'divide them by 255'), (dict(valid_pct=20), 'for 20 % give 0.2'),
+    (dict(cache='disk'), "not 'disk'"), (dict(recipe='diet'), "Did you mean 'deit'")], ids=str)
+def test_labelled_loaders_that_cannot_be(kw, said):
+    with refused(said): finetune_dls('digits', **{**dict(size=8), **kw})
+
+def test_channels(broken):
+    with refused("take 'light'"): finetune_dls((torch.rand(40, 4, 8, 8), [0, 1]*20), size=8)
+    for o in (broken, np.zeros((4, 8, 8, 3), np.uint8)):
+        with refused('in_chans=2'): pretrain_dls(o, size=8, in_chans=2)
+
 @pytest.mark.parametrize('size,patch', [(30, 16), ((32, 30), 16), (9, 2), (8, (2, 3))], ids=str)
 def test_size_and_patch(size, patch):
     dls = pretrain_dls('digits', size=size, device='cpu')

@@ -1,15 +1,16 @@
 "The commands as they are typed: --help, runs, settings, going on, and mistakes"
-import json, os, re, shutil, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import matplotlib; matplotlib.use('Agg')
 import numpy as np, pandas as pd, pytest, runpy, timm, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from gmml_nb import cli
-from gmml_nb.cli import gmml_finetune, gmml_pretrain
+from fastai.learner import Learner
+from gmml_nb import cli, command, data
+from gmml_nb.cli import gmml_bench, gmml_finetune, gmml_pretrain, gmml_sweep
 from gmml_nb.demo import gmml_demo
 from gmml_nb.data import finetune_dls
-from common import code as exit_code, ranks
+from common import ROOT, code as exit_code, ranks
 
 TINY = '--arch vit_tiny_patch16_224 --size 8 --patch-size 2 --embed-dim 24 --depth 2 --num-heads 2'.split()
 
@@ -17,7 +18,8 @@ TINY = '--arch vit_tiny_patch16_224 --size 8 --patch-size 2 --embed-dim 24 --dep
 @pytest.fixture
 def typed(tmp_path, monkeypatch, capsys):
     "Run a command as its console script does; returns exit status, stdout, stderr"
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path), monkeypatch.setenv('COLUMNS', '120')
+    ctrl_c = signal.getsignal(signal.SIGINT)
     def f(name, *args):
         script = tmp_path/f'{name}_script.py'
         script.write_text(f'import sys\nfrom gmml_nb.{"demo" if name == "gmml_demo" else "cli"} import {name}\nif __name__ == "__main__": sys.exit({name}())\n')
@@ -25,8 +27,9 @@ def typed(tmp_path, monkeypatch, capsys):
         try: runpy.run_path(str(script), run_name='__main__')
         except SystemExit as e: code = e.code or 0
         out, err = capsys.readouterr()
-        return code, out.replace('\r', '\n'), err   # a progress bar begins its line anew
-    return f
+        return code, out, err
+    yield f
+    signal.signal(signal.SIGINT, ctrl_c)
 
 
 @pytest.fixture(scope='module')
@@ -49,13 +52,67 @@ def encoder(photos, tmp_path_factory):
     return out
 
 
+HEAVY = 'torch torchvision fastai timm pandas matplotlib fastcore.all numpy'.split()
+
+def test_light_until_work_begins():
+    "The package and the commands are there before anything that takes seconds is imported"
+    code = f'import sys, gmml_nb.cli; print(*[o for o in {HEAVY} if o in sys.modules])'
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=100)
+    assert (r.returncode, r.stdout, r.stderr) == (0, '\n', '')
+
+
+LIGHT = """
+import sys
+sys.argv = sys.argv[1:]
+class Refuse:
+    def find_spec(self, name, *args):
+        if name in HEAVY: raise SystemExit(f'{name} is imported')
+sys.meta_path.insert(0, Refuse())
+from gmml_nb.cli import NAME
+if __name__ == '__main__': sys.exit(NAME())
+"""
+
+@pytest.mark.parametrize('words, said', [('gmml_pretrain --help', 'usage: gmml_pretrain'), ('gmml_finetune --help', 'usage: gmml_finetune'), ('gmml_sweep --help', 'usage: gmml_sweep'),
+    ('gmml_bench --help', 'usage: gmml_bench'), ('gmml_pretrain photoz', "Did you mean 'photos'"), ('gmml_pretrain no/photos', 'no such folder'), ('gmml_pretrain photos --epohcs 3', "Did you mean '--epochs'"),
+    ('gmml_pretrain photos --flip 0', '--change "flip=..."'), ('gmml_pretrain photos --recipe papr', "Did you mean 'paper'"), ('gmml_pretrain photos --out photos', 'holds other files'),
+    ('gmml_finetune photos runs/enc', 'no such folder here'), ('gmml_finetune photos --augment diet', "Did you mean 'deit'"), ('gmml_sweep metods', "Did you mean 'methods'"),
+    ('gmml_bench step,memroy', "Did you mean 'memory'"), ('gmml_finetune photos --settings none.json', 'none.json')])
+def test_an_answer_without_imports(tmp_path, words, said):
+    (tmp_path/'photos/a').mkdir(parents=True)
+    (tmp_path/'run.py').write_text(LIGHT.replace('HEAVY', str(HEAVY)).replace('NAME', words.split()[0]))
+    r = subprocess.run([sys.executable, 'run.py', *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=100, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert said in r.stdout + r.stderr and r.returncode == (0 if 'usage' in said else 2), r.stdout + r.stderr
+    if r.returncode: assert r.stderr.startswith('error: ') and r.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('module, what', [('datasets', 'DATASETS'), ('recipe', 'RECIPES'), ('finetune', 'FINETUNE_RECIPES'), ('augment', 'AUGMENTS'),
+                                          ('experiment', 'METHOD_NAMES'), ('ablations', 'SWEEPS'), ('benchmark', 'BENCHMARKS')])
+def test_names_in_the_source_are_the_names(module, what):
+    assert command.names_in(module, what) == tuple(getattr(__import__(f'gmml_nb.{module}', fromlist='_'), what))
+
+
+def test_fields_in_the_source_are_the_fields():
+    from gmml_nb.finetune import FINETUNE_RECIPES
+    from gmml_nb.recipe import RECIPES
+    assert command.names_in('recipe', 'Recipe') == tuple(vars(RECIPES['paper'])) and command.names_in('finetune', 'FinetuneRecipe') == tuple(vars(FINETUNE_RECIPES['deit']))
+
+
+def test_one_table():
+    "Every option is in the table, of a kind that there is, under one group; the docstring has each"
+    table = [k for d in command.OPTIONS.values() for k in d]
+    assert len(table) == len(set(table)) and {kind for d in command.OPTIONS.values() for kind,_ in d.values()} <= set(command.OPTION_KINDS)
+    for c in (gmml_pretrain, gmml_finetune, gmml_sweep, gmml_bench, gmml_demo):
+        assert set(c.options) <= set(table) and all(f'\n{k} (' in c.__doc__ for k in c.options) and '\nReturns' in c.__doc__
+
+
 @pytest.mark.parametrize('name', ['gmml_pretrain', 'gmml_finetune', 'gmml_demo', 'gmml_sweep', 'gmml_bench'])
 def test_help(typed, name):
     code, out, err = typed(name, '--help')
     assert code == 0 and not err and f'usage: {name}' in out
-    flags = re.findall(r'^  (--[\w-]+)(?: \(\w+\))? +(.*)', out, flags=re.M)
-    assert len(flags) > (1 if name == 'gmml_bench' else 9) and not [f for f,text in flags if len(text) < 10]
-    assert '(default:' in out and not re.findall(r'--\w+_\w+', out) and 'torchrun' in out and 'Returns' not in out
+    flags = re.findall(r'^  (--[\w-]+)(?: [A-Z,]+)?\s+(\S.*)', out, flags=re.M)
+    assert len(flags) > (2 if name == 'gmml_bench' else 9) and not [f for f,text in flags if len(text) < 10]
+    assert '(default:' in out and not re.findall(r'--\w+_\w+', out) and 'Returns' not in out and ('torchrun' in out) == (name in ('gmml_pretrain', 'gmml_finetune'))
+    assert re.search('^run:', out, flags=re.M) and re.search('^output:', out, flags=re.M)
 
 
 def test_installed_command():
@@ -67,22 +124,49 @@ def test_installed_command():
 
 CTRL_C = """
 import os, signal, sys
-sys.argv[0] = 'gmml_pretrain'
+sys.argv = ['gmml_pretrain', 'PHOTOS']
 class Stop:
     def find_spec(self, name, *args):
         if name == 'torch': os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Stop())
-import gmml_nb.cli
+from gmml_nb.cli import gmml_pretrain
+if __name__ == '__main__': sys.exit(gmml_pretrain())
 """
 
-def test_ctrl_c_in_the_first_seconds(typed, photos, monkeypatch):
+def test_ctrl_c_in_the_first_seconds(typed, photos, tmp_path, monkeypatch):
     "While the imports go on, and while images are read: one line, and 130"
-    r = subprocess.run([sys.executable, '-c', CTRL_C], capture_output=True, text=True, timeout=100)
+    (tmp_path/'run.py').write_text(CTRL_C.replace('PHOTOS', str(photos)))
+    r = subprocess.run([sys.executable, tmp_path/'run.py'], capture_output=True, text=True, timeout=100)
     assert (r.returncode, r.stderr) == (130, 'stopped\n')
     def stop(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, 'pretrain_dls', stop)
+    monkeypatch.setattr(data, 'pretrain_dls', stop)
     code, out, err = typed('gmml_pretrain', photos, *TINY)
     assert (code, err) == (130, 'stopped\n')
+
+
+def test_a_log_has_rows(photos, tmp_path):
+    "Into a file, without a terminal: no bar, the first and the last epoch, and when it will be over"
+    with open(tmp_path/'log', 'w') as f:
+        r = subprocess.run([Path(sys.executable).parent/'gmml_pretrain', photos, '--epochs', '5', '--bs', '16', '--in-chans', '1', *TINY], cwd=tmp_path, stdout=f, stderr=subprocess.PIPE, text=True)
+    log = (tmp_path/'log').read_bytes().decode()
+    assert r.returncode == 0, r.stderr
+    assert '\r' not in log and '█' not in log and log.count('\n') < 12
+    head, *rows = [l.split() for l in log.splitlines() if re.match(r'epoch|\d+ +\d\.', l)]
+    assert head == ['epoch', 'train_loss', 'valid_loss', 'time', 'left'] and [r[0] for r in rows] == ['0', '4']
+    assert re.fullmatch(r'\d\d:\d\d', rows[0][-1]) and rows[1][-1] == '00:00'
+
+
+def test_rows_and_signs_of_life(photos, tmp_path, monkeypatch, capsys):
+    "As many as seconds allow; a learner is as before afterwards; a run that goes on counts from where it does"
+    args = dict(arch='vit_tiny_patch16_224', size=8, patch_size=2, in_chans=1, embed_dim=24, depth=2, num_heads=2, bs=16)
+    monkeypatch.setattr(command, 'ROW_SECONDS', 0), monkeypatch.setattr(command, 'ALIVE_SECONDS', 0)
+    learn = gmml_pretrain(photos, out=tmp_path/'enc', epochs=3, **args)
+    out = capsys.readouterr().out
+    assert re.findall(r'^(\d) +0', out, flags=re.M) == ['0', '1', '2'] and re.search(r'^epoch 1, step 2 of 2, loss 0\.\d{4}, \d\d:\d\d left$', out, flags=re.M)
+    learn.fit(1)
+    assert '\r' in capsys.readouterr().out and '.keep_row' not in repr(learn.logger)
+    clock = type('O', (command.LogClock,), dict(log_began=(time.monotonic() - 60, .5), pct_train=.75))()
+    assert clock.time_left() == '01:00'
 
 
 def files(folder): return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in Path(folder).rglob('*') if p.is_file()}
@@ -121,10 +205,14 @@ def test_killed_anywhere_it_goes_on(photos, tmp_path, monkeypatch):
     go = lambda: gmml_pretrain(photos, out=tmp_path/'enc', arch='vit_tiny_patch16_224', size=8, patch_size=2, in_chans=1, embed_dim=24, depth=2, num_heads=2,
                                epochs=2, bs=16, save_steps=1)
     def stop(*args, **kwargs): raise KeyboardInterrupt
+    def noted(write, start=cli.note_start):
+        cb = start(write)
+        cb.after_batch = lambda: stop() if cb.train_iter > 2 else None
+        return cb
     for where in ('train', 'export_encoder', 'show_reconstructions'):
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-            if where == 'train': m.setattr(cli.NoteStart, 'after_batch', lambda self: stop() if self.train_iter > 2 else None, raising=False)
-            else: m.setattr(cli.Learner, where, stop)
+            if where == 'train': m.setattr(cli, 'note_start', noted)
+            else: m.setattr(Learner, where, stop)
             go()
         o = json.loads((tmp_path/'enc/settings.json').read_text())
         assert not o['finished'] and o['options']['epochs'] == 2
@@ -283,7 +371,7 @@ def out_of(name, typed, *args):
 
 
 @pytest.mark.parametrize('args, words', [
-    ('', 'DATA is missing'), ('empty', 'no images'), ('nowhere/', 'no such folder'), ('digitz', "did you mean 'digits'"),
+    ('', 'DATA is missing'), ('empty', 'no images'), ('nowhere/', 'no such folder'), ('digitz', "Did you mean 'digits'"),
     ('PHOTOS --recipe papr', "Did you mean 'paper'"), ('PHOTOS --size 9', 'not a multiple of the patch'), ('PHOTOS --blocks 1,3', '2 blocks'),
     ('PHOTOS --blocks one', 'whole numbers'), ('PHOTOS --change noise=1.5', '1.5'), ('PHOTOS --change crop', 'name=value'),
     ('PHOTOS --change flipp=0', "Did you mean 'flip'"), ('PHOTOS --change alien=noize', "Did you mean 'noise'"), ('PHOTOS --arch resnet50', 'VisionTransformer'),
@@ -363,5 +451,5 @@ def test_settings_of_another_command(typed, encoder, tmp_path):
 
 
 def test_python_call_raises(photos):
-    with pytest.raises(ValueError, match='did you mean'): gmml_pretrain('digitz', size=8, patch_size=2)
+    with pytest.raises(ValueError, match='Did you mean'): gmml_pretrain('digitz', size=8, patch_size=2)
     with pytest.raises(ValueError, match='start'): gmml_demo(starts='nothing')

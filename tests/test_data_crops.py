@@ -8,7 +8,9 @@ from fastai.callback.core import Callback
 from gmml_nb.augment import centre_crop, crop_resize, draw_crops
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.evaluate import features
-from gmml_nb.images import as_float, fit_image, from_pil, image_files, read_image
+from gmml_nb.files import image_files
+from gmml_nb.images import from_pil, read_image
+from gmml_nb.pixels import as_float, fit_image
 from gmml_nb.pretrain import gmml_learner
 
 TINY = dict(patch_size=8, blocks=(1, 2), model_args=dict(embed_dim=16, depth=2, num_heads=2))

@@ -1,5 +1,5 @@
 "The loaders inside fastai's Learner: fit, get_preds, predict, show, export; and several processes."
-import json, os
+import json, os, time
 import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from pathlib import Path
@@ -14,8 +14,10 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 import fastai.distributed, fastai.vision.learner   # several processes; how top losses are drawn
 from common import child, code, ranks
-from gmml_nb.data import finetune_dls, pretrain_dls
-from gmml_nb.images import crop_mode
+from gmml_nb.data import ImageDL, ImageSet, finetune_dls, pretrain_dls
+from gmml_nb.files import image_files
+from gmml_nb.images import from_pil, image_sizes
+from gmml_nb.pixels import as_float, crop_mode, fit_image
 
 
 class Auto(Callback):
@@ -208,10 +210,75 @@ def test_no_picture_is_exported(photos, tmp_path):
     with learn.no_bar(), again.no_bar():
         assert torch.equal(learn.predict(photos/'a/00.png')[2], again.predict(photos/'a/00.png')[2])
 
-def test_workers_give_the_same():
-    a, b = (finetune_dls('digits', size=8, labels=100, recipe='deit-rand', num_workers=k) for k in (0, 2))
-    for _ in range(2):
-        for x, y in zip(a.train, b.train): assert torch.equal(x[0], y[0]) and torch.equal(x[1], y[1])
+def test_workers_give_the_same(photos):
+    "Of arrays and of files; another seed gives others"
+    kw = dict(recipe='deit-rand', on_error='skip', device='cpu')
+    for o, size in (('digits', dict(size=8, labels=100)), (photos, dict(size=16, bs=4, cache=None))):
+        a, b, other = (finetune_dls(o, **size, **kw, num_workers=k, seed=seed) for k, seed in ((0, 42), (2, 42), (0, 1)))
+        for _ in range(2):
+            for x, y in zip(a.train, b.train): assert torch.equal(x[0], y[0]) and torch.equal(x[1], y[1])
+        assert not torch.equal(a.train.one_batch()[0], other.train.one_batch()[0])
+        for x, y in zip(a.valid, b.valid): assert torch.equal(x[0], y[0])
+
+class Who(ImageSet):
+    "A batch says which process made it, in which epoch, of which images"
+    def batch(self, idxs, epoch=0): return (torch.tensor([[os.getpid(), epoch, *idxs]]),)
+
+def test_workers_live_on():
+    "The same processes in every epoch, the batches of one process, also after an epoch that was broken off"
+    x = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 1, 4, 4)
+    kw = dict(bs=4, shuffle=True, drop_last=True, seed=1)
+    alone, who = ImageDL(Who(x, (4, 4), 1), **kw), ImageDL(Who(x, (4, 4), 1), num_workers=2, **kw)
+    first, second, a, b = ([o[0].tolist() for o, in dl] for dl in (alone, alone, who, who))
+    assert [[o[1:] for o in e] for e in (a, b)] == [[o[1:] for o in e] for e in (first, second)] and [{o[1] for o in e} for e in (a, b)] == [{0}, {1}]
+    assert {o[0] for o in a} == {o[0] for o in b} and os.getpid() not in {o[0] for o in a + b}
+    next(iter(who))
+    assert [o[0, 1].item() for o, in who] == [3, 3] and who.one_batch()[0][0, :2].tolist() == [os.getpid(), 4]
+
+@pytest.mark.filterwarnings('ignore')
+def test_stored_images(photos):
+    "Held in memory or read anew, they and their sizes are the same; small ones are not made larger; arrays are as they are"
+    files = image_files(photos/'a')[-4:]
+    kept, fresh = (pretrain_dls(files, size=(32, 48), bs=2, valid_pct=.25, device='cpu', **kw) for kw in ({}, dict(cache=None, num_workers=2)))
+    assert fresh.valid.items == kept.valid.items
+    for a, b in [*zip(kept.train, fresh.train), *zip(kept.valid, fresh.valid)]: assert torch.equal(a[0], b[0]) and torch.equal(a[0].hw, b[0].hw)
+    same = pretrain_dls(files, size=(32, 48), bs=4, store=(40, 30), valid_pct=0, device='cpu')
+    assert same.one_batch()[0].shape == (4, 3, 40, 30) and same.size == (32, 48)
+    assert pretrain_dls(files, size=1000, valid_pct=0).one_batch()[0].shape[2:] == tuple(image_sizes(files).max(0))
+    tall = pretrain_dls(np.zeros((4, 20, 10), np.uint8), size=8, bs=2, stats=([.5], [.5])).one_batch()[0]
+    assert tall.shape == (2, 1, 20, 10) and tall.hw is None
+
+@pytest.mark.filterwarnings('ignore')
+def test_sources_of_labelled_images(photos):
+    files = [o for o in image_files(photos) if Path(o).stat().st_size > 100]
+    df = pd.DataFrame(dict(path=files, label=[Path(o).parent.name for o in files]))
+    assert finetune_dls(df, size=16, recipe=None).vocab == ['a', 'b']
+    four = finetune_dls((torch.rand(40, 4, 8, 8), [*'wxyz']*10), size=16, bs=8, recipe='light', device='cpu')
+    assert four.one_batch()[0].shape == (8, 4, 16, 16) and four.in_chans == 4 and four.test is None
+    part = finetune_dls('digits', size=8, idxs=range(50), valid_pct=.2, recipe=lambda img: img.rotate(10))
+    assert (len(part.train.dataset), len(part.valid.dataset)) == (40, 10)
+    assert finetune_dls('digits', size=8, in_chans=3, recipe=None, labels=20, bs=10).one_batch()[0].shape == (10, 3, 8, 8)
+    assert len(pretrain_dls('digits', size=8, valid_pct=0).valid) == 0
+
+@pytest.mark.filterwarnings('ignore')
+def test_one_other_image_is_as_held_out(photos):
+    "`fit_image` of the whole file, normalised, and nothing else; a recipe that crops has the middle 224/256 shown"
+    dls = fine(photos, stats=([.5]*3, [.5]*3))
+    x, = dls.test_dl(dls.valid.items[0]).one_batch()
+    want = as_float(torch.from_numpy(from_pil(fit_image(Image.open(dls.valid.items[0]), (16, 16), crop_pct=224/256)).copy()))
+    assert torch.allclose(x[0].as_subclass(torch.Tensor), (want - .5)/.5, atol=1e-5) and torch.equal(x[0], dls.valid.dataset.batch([0])[0][0])
+    with pytest.raises(ValueError, match='no labels'): pretrain_dls(photos, **KW, on_error='skip').test_dl(dls.valid.items, with_labels=True)
+    with pytest.raises(ValueError, match='images without labels'): pretrain_dls(photos, **KW, on_error='skip').adopt(([.5]*3, [.5]*3))
+
+def test_small_images_in_memory_keep_no_network_waiting():
+    "Seconds of processor time for one pass, the best of three"
+    def once(dl):
+        start = time.process_time()
+        for b in dl: pass
+        return time.process_time() - start
+    small = np.random.default_rng(0).integers(0, 256, (5000, 28, 28), dtype=np.uint8)
+    pre, dls = pretrain_dls(small, size=28, valid_pct=0), finetune_dls((small[:500], np.arange(500) % 10), size=28, valid_pct=0)
+    assert min(once(pre.train) for _ in range(3)) < .3 and min(once(dls.train) for _ in range(3)) < 1
 
 
 class Seen(Callback):

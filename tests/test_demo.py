@@ -7,7 +7,7 @@ from PIL import Image
 from gmml_nb.data import finetune_dls
 from gmml_nb.datasets import get_dataset
 from gmml_nb.demo import Pairs, by_draw, drawn, gmml_demo
-from gmml_nb.ablations import Experiment
+from gmml_nb.experiment import Experiment
 
 SMALL = '--epochs 1 --finetune-epochs 1 --labels 20 --images 80 --depth 2 --embed-dim 16 --num-heads 2 --seeds 2 --held-out valid'.split()
 

@@ -563,7 +563,7 @@ def test_other_loops_of_fastai(folder, capsys):
         for g,h in zip(learn.opt.param_lists, learn.opt.hypers):
             for p in g: assert h['wd'] == (.2 if p.ndim == 2 or p.ndim == 4 else 0)
     with learn.no_bar(): found = learn.lr_find(num_it=12, show_plot=False)
-    assert f'lr={found.valley*512/8:.2g}, which is for 512 images (here are 8)' in capsys.readouterr().out
+    assert f'lr={found.valley*512/8:.2g}, which is for 512 images (a step has 8)' in capsys.readouterr().out
 
 def test_frozen_and_thawed(folder):
     "By the recipe and by fastai's methods: the same marks, and one undoes the other"

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import EpsImagePlugin, Image, ImageFile
-from gmml_nb.images import Unreadable, decode_files, image_files, image_sizes, read_image, read_stored, readable
+from gmml_nb.files import image_files
+from gmml_nb.images import Unreadable, decode_files, image_sizes, read_image, read_stored, readable
 
 N = 112                                  # files of each format and kind: 2,016 in all
 SAVED = dict(JPEG=[{}, dict(progressive=True), dict(restart_marker_rows=1)], PNG=[{}], GIF=[{}, dict(interlace=0)], BMP=[{}],
@@ -336,7 +337,8 @@ def test_the_bomb_goes_off(tmp_path):
 @pytest.mark.parametrize('name', ['state.pt', 'rng.pt', 'model.safetensors'])
 def test_a_checkpoint_is_never_unpickled(tmp_path, name):
     "Its checksums are right, and still"
-    from gmml_nb.checkpoint import damage, sha256
+    from gmml_nb.checkpoint import damage
+    from gmml_nb.identity import sha256
     with (learn := tiny()).no_bar(), learn.no_logging(): learn.fit_gmml(1, checkpoint=tmp_path/'ck', estimate=False)
     ck = max((tmp_path/'ck').iterdir())
     torch.save(Bomb(tmp_path/'boom'), ck/name)

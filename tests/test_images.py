@@ -7,7 +7,9 @@ from timm.data import auto_augment, create_transform
 import gmml_nb.cache as C
 import gmml_nb.images as I
 from gmml_nb.augment import Augment, centre_crop
-from gmml_nb.images import crop_mode, decode_files, fit_batch, fit_image, from_pil, image_files, image_sizes, measure_depth, plain_image, read_image, read_stored
+from gmml_nb.files import image_files
+from gmml_nb.images import decode_files, from_pil, image_sizes, measure_depth, plain_image, read_image, read_stored
+from gmml_nb.pixels import crop_mode, fit_batch, fit_image
 
 H, W = 40, 60
 yy, xx = np.mgrid[0:H, 0:W]

@@ -15,6 +15,7 @@ from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import pretrain_dls
 from gmml_nb.recipe import RECIPES, Recipe
 from gmml_nb.pretrain import gmml_learner
+from callbacks import StopAt
 
 TINY = dict(embed_dim=16, depth=2, num_heads=2)
 
@@ -120,12 +121,8 @@ def test_checkpoint_of_another_length(tmp_path):
 @pytest.fixture(scope='module')
 def stopped(tmp_path_factory):
     "Two checkpoints of a run that was stopped in its last step but one, and the weights that it would have come to"
-    class Stop(Callback):
-        order = 99
-        def after_batch(self):
-            if self.training and self.train_iter == 3: raise KeyboardInterrupt
     d = tmp_path_factory.mktemp('stopped')
-    with pytest.raises(KeyboardInterrupt): fit(learner(), checkpoint=Checkpoint(d, steps=1), cbs=Stop())
+    with pytest.raises(KeyboardInterrupt): fit(learner(), checkpoint=Checkpoint(d, steps=1), cbs=StopAt(3))
     return d,digest(fit(learner()))
 
 @pytest.mark.parametrize('file', ['model.safetensors', 'state.pt', 'config.json', 'rng.pt', 'checksums.json'])

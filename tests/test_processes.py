@@ -1,5 +1,5 @@
 "gmml_pretrain on two processes: disjoint halves, corruption of their own, equal weights, one set of files"
-import json, os, subprocess, sys
+import json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pytest, timm, torch
 from PIL import Image
@@ -8,14 +8,16 @@ from fastai.metrics import F1Score, RocAuc, accuracy
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.basics import defaults
 from safetensors.numpy import load_file
-from gmml_nb.ablations import Experiment
+from gmml_nb import checkpoint
+from gmml_nb.experiment import Experiment
 from gmml_nb.cli import gmml_pretrain
 from gmml_nb.data import finetune_dls, pretrain_dls
-from gmml_nb.evaluate import TrackFeatures, features
+from gmml_nb.evaluate import features
+from gmml_nb.progress import TrackFeatures
 from gmml_nb.finetune import finetune_learner
 from gmml_nb.training import GlobalMean, all_processes
 from gmml_nb.pretrain import gmml_learner
-from common import code, ranks
+from common import ROOT, code, ranks
 
 class Images(Callback):
     "Which images come, before `GMML` (9.5) changes them: pixel (0, 0) is the number of the image"
@@ -88,7 +90,7 @@ def test_corruption_differs_and_weights_agree(watched):
 def test_written_once(watched):
     d, (a, _) = watched
     names = sorted(p.relative_to(d/'enc').as_posix() for p in (d/'enc').rglob('*') if p.is_file() and p.name != 'settings.json')
-    assert names == sorted(['config.json', 'model.safetensors', 'history.csv', 'reconstructions.png',
+    assert names == sorted(['config.json', 'decoder.safetensors', 'model.safetensors', 'history.csv', 'reconstructions.png',
         *(f'checkpoint/finished/{o}' for o in ('checksums.json', 'config.json', 'model.safetensors', 'state.pt', 'rng.pt'))])
     vit = timm.create_model(f'local-dir:{d/"enc"}', pretrained=True).state_dict()
     ours = {k.removeprefix('encoder.vit.'): v for k,v in a['weights'].items() if k.startswith('encoder.vit.')}
@@ -102,6 +104,112 @@ def test_torchrun_and_the_console_script_itself(watched, photos, tmp_path):
     assert said.count('settings: data=') == said.count('encoder: timm.create_model') == 1
     a, b = load_file(watched[0]/'enc/model.safetensors'), load_file(tmp_path/'enc/model.safetensors')
     assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+# Under a scheduler -------------------------------------------------------------------------------------------------
+
+SLURM = dict(   # what the scripts of the page call, as SLURM does it: srun takes SIGTERM for an order to kill, scancel sends it to the tasks, one that fails ends the others
+    srun="""#!/bin/bash
+while [ "${1#-}" != "$1" ]; do shift; done
+trap 'echo killed >> said; kill -KILL $(cat tasks)' TERM
+for i in $(seq $SLURM_JOB_NUM_NODES); do "$@" & echo $! >> tasks; done
+for i in $(seq $SLURM_JOB_NUM_NODES); do wait -n; s=$?; [ $s = 0 ] || break; done
+[ $s = 0 ] || kill -KILL $(cat tasks) 2> /dev/null
+rm tasks; exit $s
+""",
+    scancel="""#!/bin/bash
+echo "scancel $*" >> said; kill -TERM $(cat tasks)
+""",
+    scontrol="""#!/bin/bash
+if [ "$1" = show ]; then echo 127.0.0.1; else echo "scontrol $*" >> said; fi
+""")
+
+@pytest.fixture
+def slurm(tmp_path):
+    "Runs a script of the page about clusters as a job; what it has asked SLURM for"
+    for k,v in SLURM.items():
+        (tmp_path/'bin').mkdir(exist_ok=True)
+        (tmp_path/'bin'/k).write_text(v), (tmp_path/'bin'/k).chmod(0o755)
+    cells = {c['id']: c['source'] for c in json.loads((ROOT/'nbs/tutorials/cluster.ipynb').read_text())['cells']}
+    with socket.socket() as o:
+        o.bind(('127.0.0.1', 0))
+        port = o.getsockname()[1]
+    env = dict(ENV, PATH=f'{tmp_path}/bin:{ENV["PATH"]}', SLURM_JOB_ID=str(port), SLURM_JOB_NODELIST='n[1-2]', SLURM_JOB_NUM_NODES='2', SLURM_GPUS_ON_NODE='1', SLURM_CPUS_PER_TASK='1',
+               SLURM_ARRAY_JOB_ID='12', SLURM_ARRAY_TASK_ID='3', SLURM_ARRAY_TASK_COUNT='8')
+    def job(name, *args, ready=None, send=None):
+        first,*rest = cells[f'{name}-sbatch']
+        assert first == f'%%writefile {name}.sbatch\n'
+        (tmp_path/'job').write_text(''.join(rest))
+        p = subprocess.Popen(['bash', 'job', *map(str, args)], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, stdout=open(tmp_path/'log', 'a'), stderr=subprocess.STDOUT)
+        end = time.time() + 200
+        while ready and not ready() and p.poll() is None and time.time() < end: time.sleep(.01)
+        if send: p.send_signal(send)
+        if send == signal.SIGTERM and name == 'train':   # SLURM tells the steps, too
+            for o in (tmp_path/'tasks').read_text().split(): os.kill(int(o), send)
+        status = p.wait(200)
+        said = (tmp_path/'said').read_text().replace(str(port), 'JOB').splitlines() if (tmp_path/'said').exists() else []
+        (tmp_path/'said').unlink(missing_ok=True)
+        return status, said
+    return job
+
+
+def test_a_job_is_requeued_and_goes_on(slurm, photos, tmp_path):
+    "The time of a job on two nodes is nearly up: saved, requeued, and the second part comes to the weights of a run that was never stopped"
+    def whole(): gmml_pretrain(photos, out=tmp_path/'whole', **dict(OPTIONS, epochs=40))
+    assert [code(p) for p in ranks(whole)] == [0, 0]
+    cmd = 'gmml_pretrain', photos, '--out', tmp_path/'enc', *ARGS, '--epochs', 40
+    points = lambda: sorted((tmp_path/'enc/checkpoint').glob('epoch_*'))
+    status,said = slurm('train', *cmd, ready=points, send=signal.SIGUSR1)
+    assert status and said == ['scancel --signal=TERM JOB', 'scontrol requeue JOB'], (tmp_path/'log').read_text()[-3000:]
+    assert points()[-1].name > 'epoch_00000_batch_000003' and not (tmp_path/'enc/model.safetensors').exists()
+    assert slurm('train', *cmd) == (0, []) and 'going on from' in (tmp_path/'log').read_text()
+    a, b = load_file(tmp_path/'whole/model.safetensors'), load_file(tmp_path/'enc/model.safetensors')
+    assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+class Twice(Callback):
+    "SIGTERM from two sides, in one process"
+    looks_on = True
+    def before_step(self):
+        if self.train_iter == 1 and rank_distrib(): signal.raise_signal(signal.SIGTERM), signal.raise_signal(signal.SIGTERM)
+
+def test_all_leave_when_all_is_saved(photos, tmp_path):
+    "However slow the disk: a process that left before would have its scheduler kill the one that writes"
+    def run():
+        plain,defaults.callbacks = checkpoint.write_whole,[*defaults.callbacks, Twice]
+        checkpoint.write_whole = lambda *a, **kw: (time.sleep(2), plain(*a, **kw))
+        try: gmml_pretrain(photos, out=tmp_path/'enc', **OPTIONS)
+        except SystemExit as e: os._exit(e.code if (tmp_path/'enc/checkpoint/epoch_00000_batch_000002').is_dir() else 1)
+    assert [code(p) for p in ranks(run)] == [143, 143]
+
+
+COMMAND = """#!/bin/bash
+read stopped n finished < numbers
+trap 'sleep .3; exit $stopped' TERM
+echo "${0##*/} $*" >> said
+for i in $(seq $n); do sleep .1; done
+exit $finished
+"""
+
+@pytest.mark.parametrize('name', ['train', 'sweep'])
+@pytest.mark.parametrize('send, numbers, status, again', [
+    (None,           (1, 1, 0),    0, False),     # finished
+    (None,           (1, 1, 3),    3, False),     # failed
+    (signal.SIGUSR1, (143, 99, 0), 143, True),    # stopped before the time was up
+    (signal.SIGUSR1, (0, 99, 0),   0, False),     # finished when it was asked to stop
+    (signal.SIGTERM, (143, 99, 0), 143, False)])  # cancelled, or preempted: SLURM knows what is next
+def test_what_a_job_asks_for(name, send, numbers, status, again, slurm, tmp_path):
+    (tmp_path/'numbers').write_text(' '.join(map(str, numbers)) + '\n')
+    for o in ('torchrun', 'gmml_sweep'):
+        (tmp_path/'bin'/o).write_text(COMMAND)
+        (tmp_path/'bin'/o).chmod(0o755)
+    ready = lambda: (tmp_path/'said').exists() and (tmp_path/'said').read_text().count('\n') == dict(train=2, sweep=1)[name]
+    got,said = slurm(name, 'gmml_pretrain', 'photos/', ready=ready, send=send)
+    runs,asked = ([o for o in said if o.startswith(k) == first] for k,first in ((('torchrun', 'gmml_sweep'), True), (('torchrun', 'gmml_sweep'), False)))
+    assert got == status and [o for o in asked if 'requeue' in o] == ['scontrol requeue ' + dict(train='JOB', sweep='12_3')[name]]*again, said
+    if name == 'sweep': assert runs == ['gmml_sweep gmml_pretrain photos/ --share 3/8']
+    else: assert len(runs) == 2 and all(o.startswith('torchrun --nnodes=2 --nproc-per-node=1 ') and o.endswith(' --rdzv-id=JOB --no-python gmml_pretrain photos/') for o in runs)
+    assert 'killed' not in said
 
 
 # One measurement ---------------------------------------------------------------------------------------------------

@@ -21,9 +21,15 @@ def test_a_changed_readme_is_noticed(tmp_path):
     assert readme.differences(text, pictures, tmp_path) == ['README_files/stale.png']
 
 
-def test_the_two_commands_come_first():
-    head = '\n'.join((ROOT/'README.md').read_text().splitlines()[:25])
-    assert 'make demo' in head and 'make test' in head
+def test_pip_first_clone_and_make_second():
+    text = (ROOT/'README.md').read_text()
+    places = [text.index(o) for o in ('pip install gmml_nb', 'gmml_demo FOLDER', 'git clone', 'make demo', 'make test')]
+    assert places == sorted(places) and len(text.splitlines()) < 160
+
+
+def test_no_html_tables_and_no_directives():
+    text = (ROOT/'README.md').read_text()
+    assert '<table' not in text and not re.search(r'^#\|', text, flags=re.M)
 
 
 def test_links_and_pictures_exist():

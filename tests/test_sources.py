@@ -7,7 +7,8 @@ from PIL import Image
 from fastcore.foundation import L
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, random_split
 from gmml_nb.data import finetune_dls, pretrain_dls
-from gmml_nb.datasets import as_labelled, as_unlabelled, class_names, get_dataset, split_of
+from gmml_nb.datasets import get_dataset
+from gmml_nb.sources import as_labelled, as_unlabelled, class_names, split_of
 
 KW = dict(size=8, bs=2, device='cpu')
 COLOURS = dict(a=(255, 0, 0), b=(0, 0, 255))
@@ -146,7 +147,7 @@ def test_array_datasets_of_torchvision(tmp_path):
     (lambda f: pd.DataFrame(dict(id=['x1', 'x2'], label=['a', 'b'])).rename(columns=dict(id='image_id')), "no suffix"),
     (lambda f: '', 'is empty'), (lambda f: b'x', 'one picture'), (lambda f: [np.zeros((8 + i, 8, 4), np.uint8) for i in range(4)], 'array of pictures of one size|no labels'),
     (lambda f: (np.zeros((4, 8, 8)), [0, 1]*2, np.zeros((4, 8, 8)), [0, 1]*2), r'dict\(train='),
-    (lambda f: 'photos-that-are-nowhere', 'neither a folder here nor a dataset'), (lambda f: './nowhere', 'no such folder here: nowhere')])
+    (lambda f: 'photos-that-are-nowhere', 'no folder here and no dataset'), (lambda f: './nowhere', 'no such folder here: nowhere')])
 @pytest.mark.parametrize('make', [pretrain_dls, finetune_dls])
 def test_what_is_no_source(files, make, source, words):
     with pytest.raises(ValueError, match=words):

@@ -1,11 +1,15 @@
 "Sweeps: killed and restarted, several processes, and every dataset's real format from `get_dataset` to a result line"
-import json, os, signal, sys, time
+import json, os, signal, socket, sys, time
 from dataclasses import fields, replace
 from pathlib import Path
 import numpy as np, pytest, timm
 from PIL import Image
+from fastai.callback.core import Callback
+from filelock import LeaseCompromise
 from scipy.io import savemat
-from gmml_nb.ablations import BASES, Experiment, Sweep, _lines, change, read_results
+from gmml_nb import ablations
+from gmml_nb.experiment import Experiment, _lines, change, read_results
+from gmml_nb.ablations import BASES, SWEEPS, Sweep
 from gmml_nb.cli import gmml_sweep
 from gmml_nb.datasets import DATASETS
 from common import ROOT, child, code, ranks
@@ -14,11 +18,11 @@ TINY = dict(model_args=dict(embed_dim=24, depth=2, num_heads=2, weight_init='jax
 CHANGE = "images=300 epochs=12 finetune_epochs=4 labels=50 blocks=1,2 model_args={'embed_dim':24,'depth':2,'num_heads':2}"
 
 
-def sweep(folder, change=CHANGE, **kw):
+def sweep(folder, change=CHANGE, which='methods', **kw):
     "A function that runs a sweep as the command does, and keeps what it says"
     def run():
         with (folder/'said.txt').open('a') as sys.stdout:
-            gmml_sweep('methods', seeds=1, change=change, out=str(folder/'runs'), results=str(folder/'r.jsonl'), **kw)
+            gmml_sweep(which, seeds=1, change=change, out=str(folder/'runs'), results=str(folder/'r.jsonl'), **kw)
     return run
 
 def lines(file):
@@ -57,6 +61,76 @@ def test_killed_in_the_middle_of_a_run(whole, tmp_path):
 def test_jobs_side_by_side(whole, tmp_path):
     assert code(child(sweep(tmp_path, jobs=2))) == 0
     assert lines(tmp_path/'r.jsonl') == whole
+
+
+def lines_of(folder): return [json.loads(l) for l in (folder/'r.jsonl').read_text().splitlines()]
+
+def test_two_parts_do_every_run_once(whole, tmp_path, monkeypatch):
+    "Started at the same moment on one results file; each run has one line, and both parts have run some"
+    monkeypatch.setattr(ablations, 'CLAIM', 5.)
+    assert [code(p) for p in [child(sweep(tmp_path, share=f'{i}/2')) for i in range(2)]] == [0, 0]
+    assert lines(tmp_path/'r.jsonl') == whole and len(lines_of(tmp_path)) == len(whole)
+    assert not list(tmp_path.rglob('*.claim'))
+
+@pytest.mark.parametrize('host', ['this', 'node7'])
+def test_a_killed_part_is_taken_over(host, whole, tmp_path, monkeypatch):
+    "SIGKILL in a pretraining of part 0. Part 1 goes on from its checkpoint: at once where it sees that the process is gone, from another host when its claim has expired"
+    monkeypatch.setattr(ablations, 'CLAIM', 5.)
+    run = sweep(tmp_path, which='loss', share='0/2')
+    def part():
+        if host != 'this': socket.gethostname = lambda: host
+        run()
+    pid,end = child(part),time.time() + 120
+    while not list(tmp_path.glob('runs/*/checkpoint/epoch_*')) and time.time() < end: time.sleep(.005)
+    os.kill(pid, signal.SIGKILL)
+    assert code(pid) == -signal.SIGKILL and not (tmp_path/'r.jsonl').exists()
+    claim, = tmp_path.glob('runs/*.claim')
+    assert f'pid={pid}\n' in claim.read_text() and (host == 'this' or f'host={host}' in claim.read_text())
+    assert code(child(sweep(tmp_path, which='loss', share='1/2'))) == 0
+    rows,said = lines_of(tmp_path),(tmp_path/'said.txt').read_text()
+    assert len(rows) == len({r['id'] for r in rows}) == 2 and 'going on from' in said
+    l1, = [r['value'] for r in rows if r['recipe']['loss'] == 'l1']
+    assert [l1] == [r['value'] for r in whole if r['experiment']['method'] == 'gmml']   # as of a run that was never killed
+    if host != 'this': assert claim.stem == Experiment(**rows[-1]['experiment']).pretraining_id, 'a claim that may be alive is left for the end'
+    assert not list(tmp_path.rglob('*.claim'))
+
+def test_a_part_that_is_asked_to_end_frees_its_claim(tmp_path):
+    "SIGTERM, as from a scheduler: saved, 143, and nobody has to wait"
+    run = sweep(tmp_path, which='loss', share='0/2')
+    def part():
+        try: run()
+        except SystemExit as e: os._exit(e.code)
+    pid,end = child(part),time.time() + 120
+    while not list(tmp_path.glob('runs/*/checkpoint/epoch_*')) and time.time() < end: time.sleep(.005)
+    os.kill(pid, signal.SIGTERM)
+    assert code(pid) == 143 and not list(tmp_path.rglob('*.claim')) and list(tmp_path.glob('runs/*/checkpoint/epoch_*'))
+
+def test_a_part_taken_for_dead_stops(tmp_path):
+    "The claim passes to another process while the run goes on"
+    s = Sweep([dict(method='gmml')], change(BASES['digits'], images=40, labels=20, epochs=50, finetune_epochs=1, **TINY), seeds=1, results=tmp_path/'r.jsonl', work=tmp_path/'runs')
+    class Lease: compromise = None
+    class Steal(Callback):
+        looks_on = True
+        def after_batch(self): Lease.compromise = LeaseCompromise(lock_file='a.claim', token='', reason='owner-changed')
+    failed = ablations.run_group(s.todo, s.results, s.work, cbs=Steal(), lease=Lease())
+    assert 'a.claim is of another process now' in failed[0] and len(s.todo) == 1
+
+def test_parts_that_do_not_exist():
+    assert [''.join(ablations.own_part(f'{i}/3')('abcdefg')) for i in range(3)] == ['adgbcef', 'beacdfg', 'cfabdeg']
+    for o in ('3/3', '1', '-1/3', '0/0', 'a/b', '', 3):
+        with pytest.raises(ValueError, match='I from 0 to N-1'): ablations.own_part(o)
+
+def test_step_times_are_taken_once(tmp_path, monkeypatch):
+    "Parts that start together compare equal seconds by the same times"
+    monkeypatch.setattr(Experiment, 'probe', lambda self, root=None: time.sleep(.05) or time.time())
+    def run(i): (tmp_path/f'{i}.json').write_text(json.dumps(ablations.step_seconds(BASES['digits'], tmp_path/'speed.jsonl', turns=1)))
+    assert [code(p) for p in [child(lambda: run(i)) for i in range(2)]] == [0, 0]
+    assert (tmp_path/'0.json').read_text() == (tmp_path/'1.json').read_text()
+
+
+def test_every_base_has_every_sweep(tmp_path):
+    n = [{k: len(Sweep(k, b, seeds=1, results=tmp_path/'r.jsonl').todo) for k in SWEEPS} for b in ('flowers', 'fashion_mnist')]
+    assert n[0] == n[1] | dict(labels=6, choices=9)   # a hundredth of Flowers' images is less than a label for each class; of the two, Flowers alone is augmented as by DeiT
 
 
 def test_launched_on_two_processes(tmp_path):

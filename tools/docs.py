@@ -34,6 +34,7 @@ def texts_for_pictures(stage):
         for c in nb.cells:
             if c.cell_type == 'raw': title = section = (re.search(r"^title: '?(.*?)'?$", c.source, flags=re.M) or ['', section])[1]
             if c.cell_type == 'markdown':
+                c.source = re.sub(r'\A(#\|.*\n)+', '', c.source)   # marks of what goes into docstrings
                 heads = re.findall(r'^#+ .+', c.source, flags=re.M)
                 if heads: section,before = words(heads[-1]),''
                 if not c.source.startswith('#'): before = words(c.source) or before
@@ -141,6 +142,7 @@ def main():
         made = dict(quarto=render_quarto, smalldocs=render_smalldocs)[args.engine](stage)
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(made, out)
+    shutil.copy(ROOT/'nbs/llms.txt', out)   # written by nbdev-export, from the front page and the chapters
     print(f'{out}: {len(list(out.rglob("*.html")))} pages, by {args.engine}. Open {out/"index.html"}')
 
 

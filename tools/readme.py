@@ -22,7 +22,9 @@ def split_directives(source):
 def shown(cell):
     "`cell` as the README shows it, or None when it is hidden"
     if cell.cell_type == 'raw': return
-    if cell.cell_type != 'code': return cell
+    if cell.cell_type != 'code':
+        cell.source = split_directives(cell.source)[1]   # `#| export`: for llms.txt
+        return cell
     if alt := re.findall(r'^#\|\s*fig-alt:\s*(.+)$', cell.source, flags=re.M): cell.metadata.alt = alt
     opts, cell.source = split_directives(cell.source)
     if {'hide', 'default_exp'} & opts.keys() or opts.get('include') == 'false': return
