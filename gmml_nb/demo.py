@@ -27,7 +27,7 @@ from .cli import check_model, check_numbers, save_figure, save_history, source_o
 DEMO_DEFAULTS = dict(
     digits=dict(size='8', patch_size='2', embed_dim=64, depth=4, num_heads=4, labels=50, bs=32, finetune_bs=10,
                 epochs=25, finetune_epochs=100, lr=.008, finetune_lr=.05, augment='crop',
-                change='flip=0 jitter_p=0 crop=.5,1 max_side=.5 drop_path=0',
+                change='flip=0 jitter_p=0 crop=.5,1 max_side=.5 drop_path=0 noise=.3,.5 replace=.15',
                 finetune_change='mixup=0 cutmix=0 crop_pct=1'),
     small=dict(size='28', patch_size='4', embed_dim=96, depth=6, num_heads=6, images=2000, labels=100, bs=32,
                finetune_bs=10, epochs=20, finetune_epochs=50, lr=.016, finetune_lr=.05, augment='crop',
@@ -703,7 +703,7 @@ def check_images(
             change='Fields of the pretraining recipe: "flip=0 crop=.5,1"',
             results='JSON-lines file; runs that are in it are not run again; left out: OUT/results.jsonl')
 def gmml_demo(
-    data='digits', root=None, out='gmml_demo_out', starts='random,gmml', seed=0, seeds=5, draws=2, labels=None, images=None,
+    data='digits', root=None, out='gmml_demo_out', starts='random,gmml', seed=0, seeds=5, draws=3, labels=None, images=None,
     epochs=None, finetune_epochs=None, arch='vit_tiny_patch16_224', size=None, patch_size=None, embed_dim=None, depth=None,
     num_heads=None, bs=None, finetune_bs=None, lr=None, finetune_lr=None, augment=None, change=None, finetune_change=None,
     held_out='test', results=None, settings=None,

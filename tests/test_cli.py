@@ -316,35 +316,6 @@ def test_finetune_measures_the_test_split_and_top_5(typed, tmp_path, held_out):
     assert len(json.loads((tmp_path/'cls/settings.json').read_text())['vocab']) == 10
 
 
-def test_demo(typed, tmp_path):
-    args = ['gmml_demo', '--out', 'demo', '--epochs', 1, '--finetune-epochs', 1, '--labels', 20, '--images', 80, '--depth', 2, '--embed-dim', 16,
-            '--num-heads', 2, '--seeds', 2, '--held-out', 'valid']
-    code, out, err = typed(*args)
-    assert code == 0, err
-    assert re.search(r'^GMML +[\d.]+ +[\d.]+ +2 ', out, flags=re.M) and re.search(r'^random weights +[\d.]+ ', out, flags=re.M)
-    assert re.search(r'^GMML is (better|worse|not clearly different).* points over 2 seeds$', out, flags=re.M)
-    page = (tmp_path/'demo/report.html').read_text()
-    assert page.count('src="data:image/png;base64,') == 3 and not re.search(r'(src|href)="(?!data:)', page)
-    assert 'GMML is' in page and '<table' in page and '&quot;finetune_epochs&quot;: 1' in page
-    rows = [json.loads(l) for l in (tmp_path/'demo/results.jsonl').read_text().splitlines()]
-    rows = [r['experiment'] for r in rows]
-    assert sorted((r['method'], r['seed']) for r in rows) == [('gmml', 0), ('gmml', 1), ('random', 0), ('random', 1)]
-    assert {r['held_out'] for r in rows} == {'valid'}
-
-    t = time.process_time()
-    code, again, err = typed(*args)   # what is there is not run again
-    assert code == 0 and 'seed 0' not in again and again.splitlines()[-1] == out.splitlines()[-1] and time.process_time() - t < 10
-
-
-def test_demo_of_a_folder(typed, photos, tmp_path):
-    code, out, err = typed('gmml_demo', photos, '--seeds', 1, '--epochs', 1, '--finetune-epochs', 1, '--size', 16, '--depth', 2,
-                           '--starts', 'random', '--results', 'r.jsonl', '--labels', 6)
-    assert code == 0, err
-    row, = [json.loads(l) for l in (tmp_path/'r.jsonl').read_text().splitlines()]
-    e = row['experiment']
-    assert e['method'] == 'random' and e['patch_size'] == 8 and e['data'] == str(photos) and 'seed=0' in out
-
-
 @pytest.fixture
 def bad(tmp_path, photos):
     "Folders that are no good"
@@ -403,14 +374,6 @@ def test_finetune_mistakes(typed, bad, photos, encoder, args, words):
 
 def test_unlabelled_images(typed, bad, photos):
     assert 'not in a folder named after their class' in out_of('gmml_finetune', typed, photos/'a')
-    err = out_of('gmml_demo', typed, photos/'a')
-    assert 'one folder of images for each class' in err and 'gmml_pretrain' in err
-
-
-@pytest.mark.parametrize('args, words', [('--starts random,gml', "Did you mean 'gmml'"), ('--seeds 0', 'seeds=0'), ('--labels 0', 'labels=0'), ('--epoch 0', 'epochs=0'), ('--held-out tset', "Did you mean 'test'"),
-                                         ('--size 9', 'not a multiple of the patch'), ('--images 9999', '9999')])
-def test_demo_mistakes(typed, bad, args, words):
-    assert words in out_of('gmml_demo', typed, *args.split())
 
 
 def test_home_folder(typed, photos, tmp_path, monkeypatch):
@@ -422,8 +385,6 @@ def test_home_folder(typed, photos, tmp_path, monkeypatch):
     assert (tmp_path/'home/enc/config.json').exists() and (tmp_path/'home/ck/finished').exists() and not (tmp_path/'~').exists()
     code, out, err = typed('gmml_finetune', '--settings=~/enc')
     assert 'is of gmml_pretrain' in err and 'home/enc' in err
-    code, out, err = typed('gmml_demo', '~/photos', '--results=~/r.jsonl', '--starts', 'random', '--seeds', 1, '--finetune-epochs', 1, '--size', 16, '--depth', 1, '--labels', 6, '--out=~/demo')
-    assert code == 0 and (tmp_path/'home/r.jsonl').exists() and not (tmp_path/'~').exists(), err
 
 
 def test_a_name_that_is_both(typed, tmp_path, photos):
@@ -452,4 +413,3 @@ def test_settings_of_another_command(typed, encoder, tmp_path):
 
 def test_python_call_raises(photos):
     with pytest.raises(ValueError, match='Did you mean'): gmml_pretrain('digitz', size=8, patch_size=2)
-    with pytest.raises(ValueError, match='start'): gmml_demo(starts='nothing')
