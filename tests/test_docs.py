@@ -1,5 +1,5 @@
 "The docs site, built without Quarto: every page of the sidebar, every link alive, no cell error"
-import importlib
+import importlib, re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -109,3 +109,15 @@ def test_reference_has_every_public_name(built, pages):
 def test_names_in_the_text_lead_to_where_they_are_explained(built, pages):
     links = lambda page: {o.removeprefix('../').removeprefix('./') for o in pages[built[0]/page].links}
     assert 'corruption.html#group_mask' in links('corruption.html') and 'pretrain.html#gmml_learner' in links('explanations/four_methods.html')
+
+
+def test_every_page_is_there_as_text(built):
+    "What llms.txt and the docstrings of modules lead to: PAGE.html.md, without pictures and marks, and its links lead to others of the kind"
+    site = 'https://gmml-nb.github.io/gmml_nb/'
+    named = [o for p in [built[0]/'llms.txt', *(ROOT/'gmml_nb').glob('*.py')] for o in re.findall(rf'{site}([\w./]+\.md)', p.read_text(encoding='utf-8'))]
+    assert len(set(named)) > 30 and not [o for o in named if not (built[0]/o).exists()]
+    texts = {built[0]/f'{nbpath2html(n)}.md' for n in NAMES}
+    for p in texts:
+        t = p.read_text(encoding='utf-8')
+        assert t.startswith('# ') and not re.search(r'^#\||base64,\w{99}|\.ipynb[)#]', t, flags=re.M), p
+        assert not [o for o in re.findall(r'\]\((?!https?:)([^)#\s"]+\.md)', t) if (p.parent/o).resolve() not in texts], p

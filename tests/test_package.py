@@ -1,5 +1,5 @@
-"The wheel: built from the sources, installed alone, imported, and its metadata is that of settings.ini"
-import json, os, shutil, subprocess, sys
+"What is published: an archive of the sources, the wheel built from that, installed alone, imported, and its metadata is that of settings.ini"
+import json, os, re, shutil, subprocess, sys, tarfile
 import pytest
 from common import ROOT, settings
 
@@ -23,13 +23,21 @@ def run(*cmd, **kwargs):
 
 
 @pytest.fixture(scope='module')
-def installed(tmp_path_factory):
-    "The wheel, built from a copy of the sources without the network and installed into a folder"
-    src, wheels, target = (tmp_path_factory.mktemp(o) for o in ('src', 'wheels', 'target'))
+def archive(tmp_path_factory):
+    "The archive of the sources, as `python -m build` makes it, without the network"
+    src,out = (tmp_path_factory.mktemp(o) for o in ('src', 'dist'))
     for f in 'settings.ini setup.py pyproject.toml MANIFEST.in README.md CHANGELOG.md LICENSE'.split(): shutil.copy(ROOT/f, src)
-    shutil.copytree(ROOT/'gmml_nb', src/'gmml_nb', ignore=shutil.ignore_patterns('__pycache__'))
+    for d in ('gmml_nb', 'tests'): shutil.copytree(ROOT/d, src/d, ignore=shutil.ignore_patterns('__pycache__'))
+    run(sys.executable, '-c', f'from setuptools.build_meta import build_sdist; build_sdist({str(out)!r})', cwd=src)
+    return next(out.glob('*.tar.gz'))
+
+
+@pytest.fixture(scope='module')
+def installed(archive, tmp_path_factory):
+    "The wheel, built from the archive and installed into a folder"
+    wheels,target = (tmp_path_factory.mktemp(o) for o in ('wheels', 'target'))
     pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q']
-    run(*pip, 'wheel', '--no-deps', '--no-index', '--no-build-isolation', '-w', wheels, src)
+    run(*pip, 'wheel', '--no-deps', '--no-index', '--no-build-isolation', '-w', wheels, archive)
     wheel, = wheels.glob('*.whl')
     run(*pip, 'install', '--no-deps', '--no-index', '--target', target, wheel)
     return target
@@ -48,7 +56,24 @@ def test_import_all_from_wheel(installed, probe):
     assert {'gmml_learner', 'pretrain_dls', 'group_mask', 'GMMLEncoder', 'accuracy'} <= set(probe['names'])
 
 
-def test_numbers_of_the_paper_are_in_the_wheel(probe): assert 'gmml_nb/paper.csv' in probe['files']
+def test_archive_holds_what_builds_the_package_and_no_more(archive):
+    with tarfile.open(archive) as t: names = {m.name.split('/', 1)[1] for m in t.getmembers() if m.isfile()}
+    ours = {f'gmml_nb/{p.name}' for p in (ROOT/'gmml_nb').iterdir() if p.is_file()}
+    assert archive.name == f"gmml_nb-{settings()['version']}.tar.gz"
+    want = ours | set('settings.ini setup.py pyproject.toml MANIFEST.in README.md CHANGELOG.md LICENSE PKG-INFO setup.cfg'.split())
+    assert {o for o in names if not o.startswith('gmml_nb.egg-info/')} == want
+
+
+def test_wheel_holds_the_package_alone(probe):
+    assert 'gmml_nb/paper.csv' in probe['files']
+    assert {o.split('/')[0] for o in probe['files'] if not o.startswith(('../', 'bin/'))} == {'gmml_nb', f"gmml_nb-{settings()['version']}.dist-info"}
+    assert {o for o in probe['files'] if o.endswith('.py')} == {f'gmml_nb/{p.name}' for p in (ROOT/'gmml_nb').glob('*.py')}
+
+
+def test_page_of_the_package_leads_somewhere(installed):
+    "PyPI shows the README far from the repository: links and pictures are whole addresses there"
+    text = next(installed.glob('gmml_nb-*.dist-info/METADATA')).read_text(encoding='utf-8')
+    assert '/raw/main/README_files/' in text and not re.search(r'\]\((?!https?:|#)', text)
 
 
 def test_version_is_stated_once(probe):

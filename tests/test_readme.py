@@ -1,5 +1,5 @@
 "README.md is what `make readme` writes from nbs/index.ipynb"
-import re
+import re, shlex
 from common import ROOT
 import readme
 
@@ -49,3 +49,18 @@ def test_directives_hide_what_they_say():
     assert cell.source == 'f(1)'
     cell = readme.shown(new_code_cell('#| echo: false\nf(1)', outputs=out))
     assert cell.metadata.transient.remove_source and cell.outputs
+
+
+def test_settings_without_a_gpu_are_those_of_the_demo():
+    from gmml_nb.demo import DEMO_DEFAULTS
+    text,d = (ROOT/'README.md').read_text().replace('\\\n', ' '),DEMO_DEFAULTS['photos']
+    words = shlex.split(re.search(r'^gmml_pretrain FOLDER (.*)$', text, flags=re.M)[1])
+    said = {k[2:].replace('-', '_'): v for k,v in zip(words[::2], words[1::2])}
+    assert said.pop('change') == d['change'] + ' pos_init=sincos'
+    assert said.pop('lr').lstrip('0') == str(d['lr']).lstrip('0') and said == {k: str(d[k]) for k in said} and len(said) == 6
+
+
+def test_rates_of_the_recipes_are_theirs():
+    from gmml_nb.recipe import RECIPES
+    rates = dict(re.findall(r"^\|.*\b(paper|official)['`].*\| (\S+) \|$", (ROOT/'README.md').read_text(), flags=re.M))
+    assert {k: float(v) for k,v in rates.items()} == {k: RECIPES[k].lr for k in ('paper', 'official')}

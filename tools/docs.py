@@ -2,8 +2,11 @@
 import argparse, importlib, inspect, json, os, re, shutil, subprocess, sys, tempfile, textwrap
 from pathlib import Path
 import nbformat, yaml
+from nbconvert import MarkdownExporter
 from nbdev.config import get_config, nbpath2html
 from nbdev.serve import proc_nbs
+from traitlets.config import Config
+from readme import shown
 
 ROOT = Path(__file__).resolve().parents[1]
 DATAFRAME = '<table border="1" class="dataframe">', '<table class="dataframe table table-sm">'   # pandas', and in the site's style
@@ -108,6 +111,28 @@ def page_names(stage):
     cfg.write_text(re.sub(r'()([\w.-]+\.ipynb)', rename, cfg.read_text(encoding='utf-8')), encoding='utf-8')
 
 
+def as_markdown(stage):
+    "Each page for readers of text, `{path of PAGE.html.md: text}`: what `llms.txt` and the docstrings of modules lead to. Words in place of pictures"
+    exporter = MarkdownExporter(config=Config(NbConvertBase=dict(display_data_priority=['text/markdown', 'text/plain'])))
+    pages = {}
+    for p in stage.rglob('*.ipynb'):
+        nb = nbformat.read(p, as_version=4)
+        about = next((yaml.safe_load(c.source.strip().strip('-')) for c in nb.cells if c.cell_type == 'raw' and c.source.startswith('---')), {})
+        for c in nb.cells:
+            c.metadata.pop('execution', None)   # not as nbformat wants it
+            alt = re.search(r'^#\|\s*fig-alt:\s*"?(.*?)"?$', c.source, flags=re.M)
+            for o in c.get('outputs', []):
+                if any(k.startswith('image/') for k in o.get('data', {})): o.data = {'text/markdown': f"*Picture: {alt[1] if alt else 'no words for it'}*"}
+        nb.cells = [c for c in map(shown, nb.cells) if c is not None and not c.source.startswith('<!--')]
+        nb.metadata['language_info'] = {'name': 'python'}
+        head = f"# {about.get('title', p.stem)}\n\n" + (f"> {about['description']}\n\n" if about.get('description') else '')
+        text = re.sub(r'\{target="_blank"[^}]*\}', '', head + exporter.from_notebook_node(nb)[0].strip() + '\n')
+        link = lambda m: f'{m[1]}{nbpath2html(Path(m[2])).name}.md'
+        page = nbpath2html(p.relative_to(stage))
+        pages[page.with_name(page.name + '.md')] = re.sub(r'(\]\((?!https?:)[^)\s"]*?)([^/(]+\.ipynb)', link, re.sub(r'\n{3,}', '\n\n', text))
+    return pages
+
+
 def render_smalldocs(stage):
     "Render the pages in `stage`: the folder of the site"
     from smalldocs.site import build
@@ -139,9 +164,11 @@ def main():
         reference(stage)
         local_links(stage)
         texts_for_pictures(stage)
+        texts = as_markdown(stage)
         made = dict(quarto=render_quarto, smalldocs=render_smalldocs)[args.engine](stage)
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(made, out)
+    for page,text in texts.items(): (out/page).write_text(text, encoding='utf-8')
     shutil.copy(ROOT/'nbs/llms.txt', out)   # written by nbdev-export, from the front page and the chapters
     print(f'{out}: {len(list(out.rglob("*.html")))} pages, by {args.engine}. Open {out/"index.html"}')
 
