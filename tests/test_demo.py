@@ -9,7 +9,7 @@ from gmml_nb.datasets import get_dataset
 from gmml_nb.demo import Pairs, by_draw, drawn, gmml_demo
 from gmml_nb.experiment import Experiment
 
-SMALL = '--epochs 1 --finetune-epochs 1 --labels 20 --images 80 --depth 2 --embed-dim 16 --num-heads 2 --seeds 2 --held-out valid'.split()
+SMALL = '--epochs 1 --finetune-epochs 1 --labels 20 --images 80 --depth 2 --embed-dim 16 --num-heads 2 --seeds 2 --draws 2 --held-out valid'.split()
 
 
 @pytest.fixture
