@@ -42,6 +42,7 @@ from .recipe import ALSO, LOSSES, Recipe, augment, get_recipe, gmml_model, make_
 from .checkpoint import check_cbs, fit_run, what_ran
 from .training import (ClipEach, GlobalMean, LogEvery, SkipValidation, StopOnNonFinite, decay_groups, say_rates, step_images, trackers,
                               warmup_cosine)
+from .training import all_processes   # to train what is made here on several GPUs
 from .weights import load_decoder, prepared, write_model
 
 # %% ../nbs/50_pretrain.ipynb #e9fe360b
