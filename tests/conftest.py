@@ -1,7 +1,8 @@
 "No thread pool of torch's is running when tests fork; fixtures of several tests"
 import subprocess, sys
 from pathlib import Path
-import pytest, torch
+import numpy as np, pytest, torch
+from PIL import Image
 from xdist.scheduler import LoadScopeScheduling
 from common import ROOT
 
@@ -39,3 +40,15 @@ def built(tmp_path_factory):
                        capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert r.returncode == 0, r.stdout + r.stderr
     return out, r.stdout + r.stderr
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "48 grey images in three class folders: bars, a different row for each class"
+    d, rng = tmp_path_factory.mktemp('data')/'photos', np.random.default_rng(0)
+    for i in range(48):
+        x = rng.integers(0, 60, (8, 8)).astype(np.uint8)
+        x[2*(i % 3) + 1] = 250
+        (d/'abc'[i % 3]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(d/'abc'[i % 3]/f'{i:02}.png')
+    return d

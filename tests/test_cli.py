@@ -33,18 +33,6 @@ def typed(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    "48 grey images in three class folders: bars, a different row for each class"
-    d, rng = tmp_path_factory.mktemp('data')/'photos', np.random.default_rng(0)
-    for i in range(48):
-        x = rng.integers(0, 60, (8, 8)).astype(np.uint8)
-        x[2*(i % 3) + 1] = 250
-        (d/'abc'[i % 3]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(x).save(d/'abc'[i % 3]/f'{i:02}.png')
-    return d
-
-
-@pytest.fixture(scope='module')
 def encoder(photos, tmp_path_factory):
     out = tmp_path_factory.mktemp('enc')/'enc'
     gmml_pretrain(photos, out=out, arch='vit_tiny_patch16_224', size=8, patch_size=2, in_chans=1, embed_dim=24, depth=2, num_heads=2,

@@ -27,18 +27,6 @@ def typed(tmp_path, monkeypatch, capsys):
     return f
 
 
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    "48 grey images in three class folders: bars, a different row for each class"
-    d, rng = tmp_path_factory.mktemp('data')/'photos', np.random.default_rng(0)
-    for i in range(48):
-        x = rng.integers(0, 60, (8, 8)).astype(np.uint8)
-        x[2*(i % 3) + 1] = 250
-        (d/'abc'[i % 3]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(x).save(d/'abc'[i % 3]/f'{i:02}.png')
-    return d
-
-
 def rows(file): return [json.loads(l) for l in Path(file).read_text().splitlines()]
 def values(file): return {r['id']: [r[k] for k in ('value', 'knn', 'probe')] for r in rows(file)}
 
