@@ -344,12 +344,15 @@ def write_classifier(
 def finetune_facts(o):
     "Arguments of the encoder, those of them that were typed, and the recipe"
     from gmml_nb.finetune import FINETUNE_RECIPES
+    from gmml_nb.weights import pool_changes
     patch = parse_side(o.patch_size, 'patch_size')
     shape = without_none(patch_size=patch, embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
-    args = check_encoder(o.encoder, o.arch, shape, parse_side(o.size, 'size'), o.in_chans)
     r = FINETUNE_RECIPES[known(o.recipe, FINETUNE_RECIPES, 'fine-tuning recipe')]
     change = parse_fields(o.change) | without_none(lr=o.lr, freeze=o.freeze, layer_decay=o.layer_decay)
-    return args, shape, override(r, **change)
+    r = override(r, **change)
+    if r.pool == 'both': raise ValueError("pool=both trains a head that timm cannot build, and this command writes for timm: take pool=avg or pool=token")
+    args = check_encoder(o.encoder, o.arch, pool_changes(r.pool, shape), parse_side(o.size, 'size'), o.in_chans)
+    return args, shape, r
 
 def labelled_dls(o, args):
     "The images, prepared as those that the encoder has seen"

@@ -42,7 +42,7 @@ from timm.optim import param_groups_layer_decay
 from .core import known, number, override
 from .checkpoint import only_callbacks, fit_run, what_ran
 from .data import ImageLoaders
-from .weights import image_stats, image_way, load_encoder, prepared
+from .weights import image_stats, image_way, load_encoder, prepared, pool_changes
 from .training import StopOnNonFinite, say_rates, warmup_cosine
 
 # %% ../nbs/60_finetune.ipynb #c8542a93
@@ -61,12 +61,14 @@ class FinetuneRecipe:
     smoothing: float = .1      # label smoothing
     layer_decay: float = 1.    # factor of the learning rate from one block to the one below; 1: the same everywhere
     freeze: int = 0            # blocks that do not train, counted from the image; -1: the whole encoder
+    pool: str = None           # what the head reads: class 'token', 'avg' of the patches, 'both'; None: the class token where there is one
     crop_pct: float = 224/256  # share of the side of held-out images that is shown, where training images are cropped at random
 
     def __post_init__(self):
         for k in ('lr_start', 'lr_end', 'warmup', 'wd', 'mixup', 'cutmix'): number(k, getattr(self, k))
         for k in ('drop_path', 'smoothing'): number(k, getattr(self, k), 0, 1, open='high')
         for k in ('layer_decay', 'crop_pct'): number(k, getattr(self, k), 0, 1, open='low')
+        pool_changes(self.pool, {})
         number('lr', self.lr, open='low'), number('switch', self.switch, 0, 1), number('freeze', self.freeze, -1, whole=True)
 
 # %% ../nbs/60_finetune.ipynb #1d944778
@@ -75,11 +77,11 @@ FINETUNE_RECIPES = dict(deit=FinetuneRecipe())
 # %% ../nbs/60_finetune.ipynb #58862dc7
 _MODEL = 'The shape of a model goes into model_args=dict({}=...)'
 FINETUNE_WORDS = dict(learning_rate='lr', max_lr='lr', base_lr='lr', lr_max='lr', min_lr='lr_end', weight_decay='wd',
-    label_smoothing='smoothing', drop_path_rate='drop_path', mixup_alpha='mixup', cutmix_alpha='cutmix', warmup_epochs='warmup', frozen='freeze', freeze_blocks='freeze', lr_decay='layer_decay', llrd='layer_decay',
+    label_smoothing='smoothing', drop_path_rate='drop_path', mixup_alpha='mixup', cutmix_alpha='cutmix', warmup_epochs='warmup', frozen='freeze', pooling='pool', global_pool='pool', freeze_blocks='freeze', lr_decay='layer_decay', llrd='layer_decay',
     **dict.fromkeys(('epochs', 'n_epoch', 'n_epochs', 'num_epochs'), 'Epochs are said when it trains: fit_finetune(3)'),
     **dict.fromkeys(('bs', 'batch_size', 'size', 'augment', 'valid_pct', 'labels', 'stats', 'resize'), 'That is for the loaders: give it to finetune_dls'),
     **dict.fromkeys(('loss', 'criterion', 'weight', 'class_weights'), 'A loss is loss_func=, such as CrossEntropyLossFlat(weight=...)'),
-    **{k: _MODEL.format(k) for k in ('embed_dim', 'depth', 'num_heads', 'patch_size', 'img_size', 'in_chans', 'global_pool',
+    **{k: _MODEL.format(k) for k in ('embed_dim', 'depth', 'num_heads', 'patch_size', 'img_size', 'in_chans',
                                 'class_token', 'dynamic_img_size')})
 
 # %% ../nbs/60_finetune.ipynb #c0de6006
@@ -528,6 +530,7 @@ def finetune_learner(
         smoothing (float, default 0.1): label smoothing
         layer_decay (float, default 1.0): factor of the learning rate from one block to the one below; 1: the same everywhere
         freeze (int, default 0): blocks that do not train, counted from the image; -1: the whole encoder
+        pool (str, default None): what the head reads: class 'token', 'avg' of the patches, 'both'; None: the class token where there is one
         crop_pct (float, default 224 / 256): share of the side of held-out images that is shown, where training images are cropped at random
     Returns (Learner): With `fit_finetune`
     """
@@ -535,7 +538,7 @@ def finetune_learner(
     with torch.random.fork_rng():
         n,size,chans = check_labelled(dls)
         torch.manual_seed(seed)
-        model = load_encoder(encoder, n, size, chans, arch, model_args, r.drop_path, weights, pos_init)
+        model = load_encoder(encoder, n, size, chans, arch, model_args, r.drop_path, weights, pos_init, r.pool)
     dls = adopt_images(dls, encoder, r.crop_pct, 'crop_pct' in overrides)
     if hasattr(dls, 'crop_pct'): r = replace(r, crop_pct=dls.crop_pct)
     mix = [MixupCutmix(n, r, seed)] if r.mixup or r.cutmix else [SmoothLabels(r.smoothing)]

@@ -37,6 +37,21 @@ def as_features(
     vit.reset_classifier(0, 'avg')
     return vit, dict(model_args or {}, global_pool='avg', fc_norm=False)
 
+# %% ../nbs/48_weights.ipynb #c0de4821
+class TokenAndMean(VisionTransformer):
+    "A `VisionTransformer` whose head reads the class token and the mean of the patches, side by side"
+    def pool(self, x, pool_type=None): return torch.cat([x[:, 0], x[:, self.num_prefix_tokens:].mean(1)], 1)
+
+def token_and_mean(
+    model:nn.Module, # timm `VisionTransformer` with a class token and a head
+) -> nn.Module:      # The same model
+    "Widen a head: it starts as the old one on the mean of the two"
+    if type(model) is not VisionTransformer: raise ValueError(f"pool='both': a {type(model).__name__} has no class token with patches beside it, take 'token' or 'avg'")
+    head = nn.Linear(2*model.embed_dim, model.num_classes)
+    with torch.no_grad(): head.weight.copy_(model.head.weight.repeat(1, 2)/2), head.bias.copy_(model.head.bias)
+    model.__class__,model.head = TokenAndMean,head
+    return model
+
 # %% ../nbs/48_weights.ipynb #6a23988b
 def write_model(
     model:nn.Module,      # From timm
@@ -64,6 +79,7 @@ def write_model(
     **config: More of `config.json`, JSON values
     Returns (Path): The folder
     """
+    if isinstance(model, TokenAndMean): raise ValueError("pool='both' is a head that timm cannot build, so no folder is written: take pool='avg' or 'token', or keep the learner with learn.export()")
     folder,(mean,std) = Path(folder).expanduser(),([float(str(np.float32(v))) for v in o] for o in stats)   # as few digits as give the same float
     if mean_pool and not model.num_classes: model,model_args = as_features(model, model_args)
     data = dict(mean=mean, std=std, interpolation='bicubic', crop_pct=float(crop_pct), crop_mode=crop_mode(resize))
@@ -98,6 +114,16 @@ def stored_encoder(
     with torch.random.fork_rng(devices=[]), torch.device('meta'): vit = timm_model(f'timm/{name}', num_classes=0, **args)
     return name, args, load_file(where/'model.safetensors'), vit
 
+# %% ../nbs/48_weights.ipynb #c0de4822
+HEAD_POOLS = 'token', 'avg', 'both'
+
+def pool_changes(pool, changes):
+    "Arguments of `timm.create_model` with the pooling that a head is to have"
+    if pool is None: return changes
+    known(pool, HEAD_POOLS, 'pool', dict(mean='avg', cls='token'))
+    if 'global_pool' in changes: raise ValueError(f"pool={pool!r} and global_pool={changes['global_pool']!r} are the same thing: give one of them")
+    return {**changes, 'global_pool': 'token' if pool == 'both' else pool}
+
 # %% ../nbs/48_weights.ipynb #50930cf6
 POOLS = 'token', 'avg', 'avgmax', 'max', 'map', 'prr'
 
@@ -123,7 +149,7 @@ def pooling_args(
     if 'distilled' in name and pool != 'token':
         raise ValueError(f'global_pool={pool!r}: {name} has a head for each of its two tokens, '
                          f'leave global_pool out or take the architecture without "distilled"')
-    if state and 'norm.weight' in state: args.setdefault('fc_norm', False)
+    if not state or 'norm.weight' in state: args.setdefault('fc_norm', False)
     return args
 
 # %% ../nbs/48_weights.ipynb #6623de28
@@ -210,6 +236,7 @@ def load_encoder(
     drop_path:float=0.,   # Stochastic depth of the last block
     weights:bool=True,    # False: the architecture alone, with random weights
     pos_init:str='random', # Position embedding of random weights: 'random' or 'sincos'
+    pool:str=None,        # What the head reads: class 'token', 'avg' of the patches, 'both'; None: the class token where there is one
 ) -> nn.Module:           # timm `VisionTransformer`
     """A timm model with an encoder's weights, position embedding resampled; says how many tensors were loaded
 
@@ -222,23 +249,25 @@ def load_encoder(
     drop_path (float, default 0.0): Stochastic depth of the last block
     weights (bool, default True): False: the architecture alone, with random weights
     pos_init (str, default 'random'): Position embedding of random weights: 'random' or 'sincos'
+    pool (str, default None): What the head reads: class 'token', 'avg' of the patches, 'both'; None: the class token where there is one
     Returns (nn.Module): timm `VisionTransformer`
     """
     name,args,state,vit = stored_encoder(encoder)
     if arch: name = resolve_arch(arch)[0]
-    args = pooling_args(name, args, model_args or {}, state, vit)
+    changes = pool_changes(pool, model_args or {})
+    args = pooling_args(name, args, changes, state, vit)
     if img_size is not None: args['img_size'] = img_size
     own = args.get('in_chans', 3)
     if in_chans not in (None, own) and state is not None:
         raise ValueError(f'images have {in_chans} channels, the encoder was made for {own}: pass in_chans={own} to the DataLoaders')
     model = timm_model(f'timm/{name}', num_classes=n_classes, drop_path_rate=drop_path, **{**args, 'in_chans': in_chans or own})
     if isinstance(model, VisionTransformer): image_geometry(model)
-    if not n_classes and 'global_pool' not in (model_args or {}): model,_ = as_features(model)
+    if not n_classes and 'global_pool' not in changes: model,_ = as_features(model)
     if state is not None and weights: match_tensors(model, state, getattr(getattr(vit, 'patch_embed', None), 'grid_size', None))
     else:
         init_positions(model, pos_init)
         print(f'random weights: {len(model.state_dict())} tensors of {name}')
-    return model
+    return token_and_mean(model) if pool == 'both' else model
 
 # %% ../nbs/48_weights.ipynb #e18c771f
 def image_stats(

@@ -354,7 +354,7 @@ def test_broken_images_are_all_named(typed, bad):
     ('--encoder nowhere/enc', 'no such folder here'), ('nowhere', 'no such folder here'), ('ENC --embed-dim 48', 'match'), ('ENC --mixup 0', '--change "mixup=..."'), ('ENC --lr 0', 'lr=0'),
     ('ENC --change layer_decay=2', 'layer_decay=2'), ('--encoder ENC --labels 2', 'labels=2'),
     ('--encoder ENC --augment diet', "Did you mean 'deit'"), ('--encoder ENC --in-chans 3', 'channels'), ('--encoder ENC --change mixupp=0', "Did you mean 'mixup'"),
-    ('--encoder ENC --freeze 5', 'freeze=5'), ('--encoder EMPTY', 'config.json'), ('--encoder ENC --size 9', 'not a multiple of the patch')])
+    ('--encoder ENC --change pool=both', 'take pool=avg'), ('--encoder ENC --pool avg', '--change "pool=..."'), ('--encoder ENC --freeze 5', 'freeze=5'), ('--encoder EMPTY', 'config.json'), ('--encoder ENC --size 9', 'not a multiple of the patch')])
 def test_finetune_mistakes(typed, bad, photos, encoder, args, words):
     args = args.replace('ENC', str(encoder)).replace('EMPTY', str(bad/'empty'))
     assert words in out_of('gmml_finetune', typed, photos, *args.split())

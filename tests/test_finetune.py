@@ -74,7 +74,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 
 CHANGED = dict(
     lr=(1e-3, {}), lr_start=(1e-5, {}), lr_end=(1e-6, {}), warmup=(0, {}), wd=(.5, {}), drop_path=(.9, {}), mixup=(0., {}),
-    cutmix=(0., {}), switch=(0., {}), smoothing=(.3, {}), layer_decay=(.5, {}), freeze=(1, {}))
+    cutmix=(0., {}), switch=(0., {}), smoothing=(.3, {}), layer_decay=(.5, {}), freeze=(1, {}), pool=('avg', {}))
 
 @lru_cache(maxsize=None)
 def run_with(settings): return digest(fit(learner(**json.loads(settings))).model)
@@ -225,6 +225,28 @@ def test_poolings_that_cannot_be(folder, tmp_path):
     no = write_model(no.vit, tmp_path/'no', ([.5]*3, [.5]*3), no.model_args)
     with pytest.raises(ValueError, match="no class token, take 'avg'"): learner(no, model_args=dict(global_pool='token'))
     with pytest.raises(ValueError, match='distilled'): learner(arch='deit_tiny_distilled_patch16_224', model_args=dict(TINY, global_pool='avg'))
+    with pytest.raises(ValueError, match='no class token'): learner(no, pool='both')
+    with pytest.raises(ValueError, match='VisionTransformerDistilled'): learner(arch='deit_tiny_distilled_patch16_224', model_args=TINY, pool='both')
+
+def test_pooling_of_the_recipe(folder, tmp_path, capsys):
+    "The same model as by timm's own word; a head on both trains, stops before it is written, and goes through `Learner.export`"
+    for encoder,kw in ((folder, {}), (None, dict(arch=ARCH))):
+        pools = {p: learner(encoder, **kw, **({} if encoder else dict(model_args=TINY)), pool=p) for p in ('token', 'avg', 'both')}
+        names = {p: [(n, v.shape) for n,v in body(o.model).items()] for p,o in pools.items()}
+        assert names['token'] == names['avg'] == names['both'] and digest(pools['token'].model) == digest(learner(encoder, **kw).model)
+    assert digest(learner(folder, pool='avg').model) == digest(learner(folder, model_args=dict(global_pool='avg')).model)
+    both,x = fit(learner(folder, pool='both', lr=.05)),torch.randn(2, 3, 8, 8)
+    assert both.model.head.weight.shape == (4, 32) and not torch.equal(both.model.head.weight[:, :16], both.model.head.weight[:, 16:])
+    with pytest.raises(ValueError, match='no folder is written: take'): both.export_classifier(tmp_path/'c')
+    assert not (tmp_path/'c').exists()
+    both.export(tmp_path/'both.pkl')
+    again,code = tmp_path/'both.pkl',"import sys, torch; from fastai.learner import load_learner; print(load_learner(sys.argv[1]).model.eval()(torch.ones(1, 3, 8, 8)).tolist())"
+    said = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(again)], capture_output=True, text=True)
+    assert np.allclose(json.loads(said.stdout.splitlines()[-1]), both.model.cpu().eval()(torch.ones(1, 3, 8, 8)).tolist()), said.stderr[-500:]
+    both.freeze()
+    assert {n for n,p in both.model.named_parameters() if p.requires_grad} == {'head.weight', 'head.bias'}
+    for kw,words in ((dict(pool='mean'), "Did you mean 'avg'"), (dict(global_pool='avg', model_args=dict(global_pool='avg')), "'pool'"), (dict(pool='avg', model_args=dict(global_pool='token')), 'the same thing')):
+        with pytest.raises(ValueError, match=words): learner(folder, **kw)
 
 def test_features_without_a_head(folder):
     vit = load_encoder(folder)
