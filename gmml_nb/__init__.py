@@ -11,6 +11,7 @@ Modules:
 - `gmml_nb.corruption`: Groups of connected tokens, and what is put in their place
 - `gmml_nb.experiment`: A run as a value, its name, its line in a file of results, and what several lines say together
 - `gmml_nb.finetune`: From a pretrained encoder to a classifier, with the recipe of DeiT
+- `gmml_nb.keep`: While a classifier is fine-tuned on few labels, it goes on restoring images that have none
 - `gmml_nb.pretrain`: The GMML callback, and a fastai `Learner` that restores corrupted images
 - `gmml_nb.recipe`: Every choice of a run as a value, and what it names: corruption, augmentation, decoder, loss
 - `gmml_nb.sources`: What you hold in your hands, read by place: which image has which label, what a label is, what a split is called

@@ -43,6 +43,7 @@ from .core import known, number, override
 from .checkpoint import only_callbacks, fit_run, what_ran
 from .data import ImageLoaders
 from .weights import image_stats, image_way, load_encoder, prepared, pool_changes
+from .keep import KeepLoss, kept_recipe
 from .training import StopOnNonFinite, say_rates, warmup_cosine
 
 # %% ../nbs/60_finetune.ipynb #c8542a93
@@ -62,12 +63,16 @@ class FinetuneRecipe:
     layer_decay: float = 1.    # factor of the learning rate from one block to the one below; 1: the same everywhere
     freeze: int = 0            # blocks that do not train, counted from the image; -1: the whole encoder
     pool: str = None           # what the head reads: class 'token', 'avg' of the patches, 'both'; None: the class token where there is one
+    keep: float = 1.           # weight of the reconstruction loss, where unlabelled images are given; (first, last): from one to the other along a cosine
     crop_pct: float = 224/256  # share of the side of held-out images that is shown, where training images are cropped at random
 
     def __post_init__(self):
         for k in ('lr_start', 'lr_end', 'warmup', 'wd', 'mixup', 'cutmix'): number(k, getattr(self, k))
         for k in ('drop_path', 'smoothing'): number(k, getattr(self, k), 0, 1, open='high')
         for k in ('layer_decay', 'crop_pct'): number(k, getattr(self, k), 0, 1, open='low')
+        ends = self.keep if isinstance(self.keep, (tuple, list)) else [self.keep]
+        if len(ends) not in (1, 2): raise ValueError(f'keep={self.keep!r}: give a weight, or the first and the last one')
+        for v in ends: number('keep', v)
         pool_changes(self.pool, {})
         number('lr', self.lr, open='low'), number('switch', self.switch, 0, 1), number('freeze', self.freeze, -1, whole=True)
 
@@ -268,14 +273,17 @@ def depth_groups(
     model:nn.Module,       # timm model
     wd:float=.05,          # Weight decay
     layer_decay:float=1.,  # Factor of the learning rate from one block to the one below
-) -> list:                 # Dicts for the optimiser, from the image to the head, which is the last two
+    more:nn.Module=None,   # What trains beside the model: two groups more, behind the head's
+) -> list:                 # Dicts for the optimiser, from the image to the head, which is the last two of the model's
     """Parameter groups by depth, so that `freeze` leaves the head and the rate can fall towards the image
 
     model (nn.Module): timm model
     wd (float, default 0.05): Weight decay
     layer_decay (float, default 1.0): Factor of the learning rate from one block to the one below
-    Returns (list): Dicts for the optimiser, from the image to the head, which is the last two
+    more (nn.Module, default None): What trains beside the model: two groups more, behind the head's
+    Returns (list): Dicts for the optimiser, from the image to the head, which is the last two of the model's
     """
+    heads = lambda ps: [dict(params=[p for p in ps if (p.ndim > 1) == m], weight_decay=wd*m, lr_scale=1.) for m in (False, True)]
     head = [p for m in listify(model.get_classifier()) for p in m.parameters()]
     first = [p for n,p in model.named_parameters() if n == 'reg_token']   # timm's groups would have registers train with the head
     frozen,ids = [p for p in model.parameters() if not p.requires_grad],{id(p) for p in [*head, *first]}
@@ -284,8 +292,7 @@ def depth_groups(
     for p in frozen: p.requires_grad_(False)
     o = [dict(params=[p for p in g['params'] if id(p) not in ids], weight_decay=g['weight_decay'], lr_scale=g['lr_scale']) for g in groups]
     o[0]['params'] += first
-    heads = [dict(params=[p for p in head if (p.ndim > 1) == m], weight_decay=wd*m, lr_scale=1.) for m in (False, True)]
-    return [g for g in [*o, *heads] if g['params']]
+    return [g for g in [*o, *heads(head), *(heads(list(more.parameters())) if more else [])] if g['params']]
 
 # %% ../nbs/60_finetune.ipynb #cc778ec0
 def levels(
@@ -401,7 +408,7 @@ def fit(self:FinetuneLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=Fal
     "fastai's, with weight decay for what decays"
     if reset_opt or not self.opt: self.create_opt()
     wd = self.wd if wd is None else wd
-    if wd is not None: wd = [wd*(g['weight_decay'] > 0) for g in depth_groups(get_model(self.model), 1.)]
+    if wd is not None: wd = [wd*(g['weight_decay'] > 0) for g in self.splitter(get_model(self.model), wd=1.)]
     finding,rates = any(isinstance(o, LRFinder) for o in listify(cbs)),('lr', 'lr_start', 'lr_end', 'warmup', 'layer_decay')
     asked = [k for k in rates if getattr(self.recipe, k) != getattr(FinetuneRecipe, k)]
     if asked and not (self.by_recipe or finding or self.said_rate or rank_distrib()):
@@ -501,6 +508,8 @@ def finetune_learner(
     cbs=None,             # fastai callbacks
     path='.',             # Folder for models and logs
     loss_func=None,       # Of logits (bs, classes) and class numbers (bs,); None: cross-entropy
+    unlabelled:DataLoaders=None, # From `pretrain_dls`: GMML's loss on them is kept, with the weight `keep` of the recipe
+    keep_recipe=None,     # Of that loss, a name in `RECIPES` or a `Recipe`; None: the encoder's own, or 'paper'
     **overrides,          # Fields of `FinetuneRecipe` to change
 ) -> Learner:             # With `fit_finetune`
     """A `Learner` that fine-tunes a pretrained encoder as a classifier
@@ -517,6 +526,8 @@ def finetune_learner(
     cbs (default None): fastai callbacks
     path (default '.'): Folder for models and logs
     loss_func (default None): Of logits (bs, classes) and class numbers (bs,); None: cross-entropy
+    unlabelled (DataLoaders, default None): From `pretrain_dls`: GMML's loss on them is kept, with the weight `keep` of the recipe
+    keep_recipe (default None): Of that loss, a name in `RECIPES` or a `Recipe`; None: the encoder's own, or 'paper'
     **overrides: Fields of `FinetuneRecipe` to change
         lr (float, default 0.0005): peak learning rate of a batch of 512 images; it grows with the batch
         lr_start (float, default 1e-06): first learning rate
@@ -531,21 +542,24 @@ def finetune_learner(
         layer_decay (float, default 1.0): factor of the learning rate from one block to the one below; 1: the same everywhere
         freeze (int, default 0): blocks that do not train, counted from the image; -1: the whole encoder
         pool (str, default None): what the head reads: class 'token', 'avg' of the patches, 'both'; None: the class token where there is one
+        keep (float, default 1.0): weight of the reconstruction loss, where unlabelled images are given; (first, last): from one to the other along a cosine
         crop_pct (float, default 224 / 256): share of the side of held-out images that is shown, where training images are cropped at random
     Returns (Learner): With `fit_finetune`
     """
     r = finetune_recipe(recipe, **overrides)
+    if unlabelled is None and ('keep' in overrides or keep_recipe): raise ValueError('keep= and keep_recipe= are about unlabelled images: give unlabelled=pretrain_dls(...), too')
     with torch.random.fork_rng():
         n,size,chans = check_labelled(dls)
         torch.manual_seed(seed)
         model = load_encoder(encoder, n, size, chans, arch, model_args, r.drop_path, weights, pos_init, r.pool)
     dls = adopt_images(dls, encoder, r.crop_pct, 'crop_pct' in overrides)
     if hasattr(dls, 'crop_pct'): r = replace(r, crop_pct=dls.crop_pct)
+    kept = [] if unlabelled is None else [KeepLoss(model, unlabelled, kept_recipe(encoder, model, keep_recipe), image_stats(dls), r.keep, encoder if weights else None, seed)]
     mix = [MixupCutmix(n, r, seed)] if r.mixup or r.cutmix else [SmoothLabels(r.smoothing)]
     only_callbacks(cbs)
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
-    loss,split = CrossEntropyLossFlat() if loss_func is None else loss_func,partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay)
-    learn = FinetuneLearner(dls, model, loss, opt, splitter=split, cbs=[*mix, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path, train_bn=False)   # norms freeze like the rest
+    loss,split = CrossEntropyLossFlat() if loss_func is None else loss_func,partial(depth_groups, wd=r.wd, layer_decay=r.layer_decay, more=kept[0].decoder if kept else None)
+    learn = FinetuneLearner(dls, model, loss, opt, splitter=split, cbs=[*mix, *kept, StopOnNonFinite(), *listify(cbs)], metrics=metrics, path=path, train_bn=False)   # norms freeze like the rest
     ready_loss(learn.loss_func, n, dls.device), try_metrics(learn, n)
     learn.images = len(dls.train.dataset)
     freeze_blocks(model, r.freeze)
@@ -568,7 +582,7 @@ def finetune_facts(self:Learner,
     ps = list(get_model(self.model).parameters())
     return dict(asdict(self.recipe), n_epoch=n_epoch, arch=get_model(self.model).default_cfg.get('architecture'), seed=self.seed,
                 parameters=sum(p.numel() for p in ps), trained_parameters=sum(p.numel() for p in ps if p.requires_grad),
-                images=len(self.dls.train.dataset), bs=self.dls.bs)
+                images=len(self.dls.train.dataset), bs=self.dls.bs, **(self.keep_loss.facts if hasattr(self, 'keep_loss') else {}))
 
 # %% ../nbs/60_finetune.ipynb #c0de6004
 FIT_WORDS = {k: f'That is of the recipe: finetune_learner(..., {o}=...)' for k,o in [*FINETUNE_WORDS.items(), *((k, k) for k in asdict(FinetuneRecipe()))]

@@ -280,12 +280,38 @@ class GMMLEncoder(nn.Module):
         if pretrained: load_pretrained(self.vit, arch, args)
         else: init_positions(self.vit, pos_init)
         self.model_args.update(keep_norm(self.vit, arch))
-        self.img_size,self.grid,self.patch_size = image_geometry(self.vit)
+        self.measure(blocks)
         self.model_args['img_size'] = list(self.img_size)
-        if not isinstance(self.vit.patch_drop, nn.Identity):
-            raise ValueError('patch_drop_rate would drop patches that the decoder needs: leave it out, the corruption hides enough')
-        self.in_chans,self.dim = in_chans,self.vit.embed_dim
-        self.blocks = check_blocks(blocks, len(self.vit.blocks))
+
+# %% ../nbs/20_vit.ipynb #c0de2001
+@patch
+def measure(self:GMMLEncoder,
+    blocks, # Blocks to fuse, 1-based
+):
+    "What is known of `vit`, once it is there"
+    if not isinstance(self.vit.patch_drop, nn.Identity):
+        raise ValueError('patch_drop_rate would drop patches that the decoder needs: leave it out, the corruption hides enough')
+    self.img_size,self.grid,self.patch_size = image_geometry(self.vit)
+    self.in_chans,self.dim = self.vit.patch_embed.proj.in_channels,self.vit.embed_dim
+    self.blocks = check_blocks(blocks, len(self.vit.blocks))
+
+# %% ../nbs/20_vit.ipynb #c0de2002
+@patch(cls_method=True)
+def around(cls:GMMLEncoder,
+    vit:VisionTransformer, # It stays what it is, a classifier perhaps
+    blocks=(6,8,10,12),    # Blocks to fuse, 1-based
+) -> GMMLEncoder:          # Its weights are those of `vit`
+    """The fused features of a transformer that serves something else, too
+
+    vit (VisionTransformer): It stays what it is, a classifier perhaps
+    blocks (default (6, 8, 10, 12)): Blocks to fuse, 1-based
+    Returns (GMMLEncoder): Its weights are those of `vit`
+    """
+    self = cls.__new__(cls)
+    nn.Module.__init__(self)
+    self.vit = vit
+    self.measure(blocks)
+    return self
 
 # %% ../nbs/20_vit.ipynb #8cd14b16
 @patch
@@ -317,5 +343,5 @@ def forward(self:GMMLEncoder,
     Returns (torch.Tensor): Fused map (bs, d, gh, gw)
     """
     feats = self.intermediates(x)                     # |B| x (bs, n, d)
-    o = self.vit.norm(sum(feats) / len(feats))        # (bs, n, d)
+    o = self.vit.fc_norm(self.vit.norm(sum(feats) / len(feats)))   # (bs, n, d); one of the two does nothing
     return o.transpose(1, 2).unflatten(2, self.grid)  # (bs, d, gh, gw)

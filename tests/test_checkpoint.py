@@ -29,6 +29,11 @@ def finetuning(cbs=None):
     dls = finetune_dls((images(), np.arange(40) % 4), size=12, bs=4, recipe='deit', device='cpu')
     return finetune_learner(dls, None, arch='vit_tiny_patch16_224', model_args=dict(TINY, patch_size=2), cbs=cbs)
 
+def keeping(cbs=None):
+    dls = finetune_dls((images(), np.arange(40) % 4), size=12, bs=4, recipe=None, device='cpu')
+    unlabelled = pretrain_dls(images(30), size=12, bs=4, valid_pct=0, device='cpu')
+    return finetune_learner(dls, None, arch='vit_tiny_patch16_224', model_args=dict(TINY, patch_size=2), cbs=cbs, unlabelled=unlabelled)
+
 def train(learn, folder=None, n=EPOCHS, steps=1, **kw):
     "Train, and save after every step"
     ck = folder and Checkpoint(folder, steps=steps, **kw)
@@ -73,6 +78,8 @@ def kill_and_resume(make, tmp_path, n):
 def test_pretraining_killed_at_random(tmp_path): assert kill_and_resume(pretraining, tmp_path, KILLS) > KILLS/2
 
 def test_finetuning_killed_at_random(tmp_path): assert kill_and_resume(finetuning, tmp_path, KILLS//2) > KILLS/4
+
+def test_with_the_loss_kept_killed_at_random(tmp_path): assert kill_and_resume(keeping, tmp_path, KILLS//2) > KILLS/4
 
 
 def test_two_processes_killed_at_random(tmp_path):
