@@ -294,7 +294,7 @@ def loaders(self:Experiment,
         if self.method == 'timm': stats = [o if len(o) == c else [sum(o)/len(o)]*c for o in own_stats(self.arch)]   # grey: the channels' mean
         train,valid,*_ = _finetune_splits(ds, chosen, self.spare, None, self.seed)   # the same for every draw
         few = Labelled(ds.items, ds.labels, ds.vocab, dict(ds.splits, train=train, valid=valid), ds.name)
-        fine = finetune_dls(few, bs=self.finetune_bs, recipe=self.augment, labels=self.labels, stats=stats, valid_pct=0, seed=self.finetune_seed, **kw)
+        fine = finetune_dls(few, bs=self.finetune_bs, recipe=self.augment, labels=self.labels, stats=stats, valid_pct=self.spare, seed=self.finetune_seed, **kw)
         if self.pretrain_on not in (None, self.data):
             other,chosen = self.source(self.pretrain_on, root)
             pre = pretrain_dls(other, bs=self.bs, idxs=chosen, valid_pct=self.valid_pct, seed=self.seed, **kw)
@@ -596,9 +596,10 @@ def summary(
     Returns (pd.DataFrame): A row a variant
     """
     rows,by = [],listify(by)
-    over,many = units(df, by).groupby(by, sort=False),_draws(df).nunique() > 1
-    for key,d in df.groupby(by, sort=False):
-        mean,half = interval(100*over.get_group(key).value.astype(float))
+    runs,over = (o.groupby(by, sort=False) for o in (df, units(df, by)))
+    many = _draws(df).nunique() > 1
+    for (key,d),(_,o) in zip(runs, over):
+        mean,half = interval(100*o.value.astype(float))
         rows.append({**{k: _name(k, v) for k,v in zip(by, key)}, 'accuracy': round(mean, 1), '± 95 %': round(half, 1), 'seeds': d.seed.nunique() if many else len(d),
             **(dict(draws=_each(d)) if many else {}),
             'seen in pretraining': int(d.images_pretraining.mean()), 'seen in fine-tuning': int(d.images_finetuning.mean()),
@@ -608,7 +609,7 @@ def summary(
 # %% ../nbs/68_experiment.ipynb #dbf15ffb
 def _pairs(df, a, b, by):
     "By how many points `a` is ahead of `b` in each seed and draw that both have"
-    v = [df[[v == o for v in df[by]]] for o in (a, b)]   # a value may be a tuple
+    v = [df[[v == o for v in df[by]]] for o in (a, b)]             # a value may be a tuple
     v = [o.assign(draw=_draws(o)).set_index(['seed', 'draw']).value.astype(float) for o in v]
     if any(o.index.has_duplicates for o in v): raise ValueError(f'several runs of one {by} and seed: select runs that differ in nothing else')
     return (100*(v[0] - v[1])).dropna().rename('value').reset_index()
