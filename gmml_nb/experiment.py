@@ -609,7 +609,7 @@ def summary(
 # %% ../nbs/68_experiment.ipynb #dbf15ffb
 def _pairs(df, a, b, by):
     "By how many points `a` is ahead of `b` in each seed and draw that both have"
-    v = [df[[v == o for v in df[by]]] for o in (a, b)]             # a value may be a tuple
+    v = [df[[v == o for v in df[by]]] for o in (a, b)]   # a value may be a tuple
     v = [o.assign(draw=_draws(o)).set_index(['seed', 'draw']).value.astype(float) for o in v]
     if any(o.index.has_duplicates for o in v): raise ValueError(f'several runs of one {by} and seed: select runs that differ in nothing else')
     return (100*(v[0] - v[1])).dropna().rename('value').reset_index()
