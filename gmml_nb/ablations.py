@@ -13,6 +13,7 @@ __all__ = ['STRONG', 'OFFICIAL', 'SWEEPS', 'AXES', 'WORDS', 'BASES', 'AXIS_LABEL
 import json, re, time
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 import pandas as pd, torch
 import matplotlib.pyplot as plt
@@ -22,9 +23,9 @@ from fastcore.all import listify, patch
 from fastai.callback.core import Callback
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastprogress.fastprogress import format_time, progress_bar
-from .core import known, write_text
+from .core import known, number, write_text
 from .baselines import METHODS
-from .experiment import CLAIM, METHOD_NAMES, Experiment, _lines, _name, add_line, change, provenance, read_results, steps, summary
+from .experiment import CLAIM, METHOD_NAMES, Experiment, _lines, _name, add_line, change, provenance, read_results, steps, summary, units
 
 # %% ../nbs/70_ablations.ipynb #efc9bc53
 def up_to(
@@ -116,6 +117,7 @@ class Sweep:
     work (default 'runs'): Folder for encoders and checkpoints
     root (default None): Folder of the data; None: where fastai keeps data
     by (default None): Keys of the variants that tell them apart; None: the first
+    draws (default None): Draws of labels for each pretraining; None: one, of the seed itself
     **fields: Fields of the base to change
     """
     def __init__(self,
@@ -126,6 +128,7 @@ class Sweep:
         work='runs',   # Folder for encoders and checkpoints
         root=None,     # Folder of the data; None: where fastai keeps data
         by=None,       # Keys of the variants that tell them apart; None: the first
+        draws=None,    # Draws of labels for each pretraining; None: one, of the seed itself
         **fields,      # Fields of the base to change
     ):
         name = fields.get('data') or (base if isinstance(base, str) else base.data)
@@ -138,10 +141,11 @@ class Sweep:
         if callable(variants): variants = variants(base, root)
         self.by = list(by or list(variants[0])[:1])
         seeds = range(seeds) if isinstance(seeds, int) else seeds
-        self.runs = {}   # experiment -> its variant, seeds in the outer loop: what is finished can be compared
-        for s in seeds:
+        draws = [base.draw] if draws is None else range(number('draws', draws, 1, 1000, whole=True))
+        self.runs = {}   # experiment -> its variant, seeds and draws in the outer loops: what is finished can be compared
+        for s,d in product(seeds, draws):
             for v in variants:
-                e = change(base, seed=s, **{k: o for k,o in v.items() if k not in WORDS})
+                e = change(base, seed=s, draw=d, **{k: o for k,o in v.items() if k not in WORDS})
                 self.runs.setdefault(e.id, (e, {k: v[k] for k in self.by}))
         self.names = {o: k for k,(e,_) in self.runs.items() for o in e.names}   # under which they may be in the results
     def __repr__(self): return f'{len(self.runs)} runs by {", ".join(self.by)}, {len(self.runs) - len(self.todo)} finished in {self.results}'
@@ -189,7 +193,7 @@ def cost(self:Sweep) -> pd.DataFrame: # A row for each run that is to do
         if e.pretraining_id in shared: pre = 0
         shared.add(e.pretraining_id)
         hours = ((pre*step(e) if pre else 0) + fine*b + test/e.finetune_bs*b/3)/3600   # a forward pass is a third of a step
-        rows.append({**self.runs[e.id][1], 'seed': e.seed, 'images': (pre*e.bs + fine*e.finetune_bs)*max(1, num_distrib()), 'steps': pre + fine, 'hours': hours})
+        rows.append({**self.runs[e.id][1], 'seed': e.seed, **({} if e.draw is None else dict(draw=e.draw)), 'images': (pre*e.bs + fine*e.finetune_bs)*max(1, num_distrib()), 'steps': pre + fine, 'hours': hours})
     return pd.DataFrame(rows)
 
 # %% ../nbs/70_ablations.ipynb #61107d7f
@@ -369,7 +373,7 @@ def plot_sweep(
     by,              # Column of the axis, and perhaps one that makes several lines
     ax=None,         # matplotlib axes
 ):                   # matplotlib axes
-    """Accuracy of each variant with its 95 % interval over seeds, and a dot for each run
+    """Accuracy of each variant with its 95 % interval, a dot for each of what that is over, and a faint one for each draw
 
     df (pd.DataFrame): From `Sweep.table`
     by: Column of the axis, and perhaps one that makes several lines
@@ -377,21 +381,24 @@ def plot_sweep(
     Returns: matplotlib axes
     """
     by = listify(by)
-    o = summary(df, by).reset_index()
+    o,over = summary(df, by).reset_index(),units(df, by)
+    dots = [(over, 1.)] if over is df else [(df, .3), (over, 1.)]
     curve = all(isinstance(v, (int, float)) for v in df[by[0]])
     ax = ax or plt.subplots(figsize=(6, 3 if curve else .8 + .4*len(o)))[1]
     if curve:
         for i,(k,d) in enumerate(o.groupby(by[1], sort=False) if by[1:] else [(None, o)]):
-            d,runs = d.sort_values(by[0]), df[df[by[1]].map(lambda v: _name(by[1], v)) == k] if by[1:] else df
+            d = d.sort_values(by[0])
             ax.errorbar(d[by[0]], d.accuracy, d['± 95 %'], fmt='-', capsize=3, color=f'C{i}', label=k if k is None else f'{k}')
-            ax.plot(runs[by[0]], 100*runs.value, '.', color=f'C{i}')
+            for r,alpha in dots:
+                r = r[r[by[1]].map(lambda v: _name(by[1], v)) == k] if by[1:] else r
+                ax.plot(r[by[0]], 100*r.value, '.', color=f'C{i}', alpha=alpha)
         ax.set(xlabel=AXIS_LABELS.get(by[0], by[0]), ylabel='accuracy, %')
         if by[1:]: ax.legend(title=by[1])
         return ax
-    names = [' '.join(str(_name(k, v)) for k,v in zip(by, key)) for key in df[by].itertuples(index=False)]
-    order = list(dict.fromkeys(names))
+    def names(d): return [' '.join(str(_name(k, v)) for k,v in zip(by, key)) for key in d[by].itertuples(index=False)]
+    order = list(dict.fromkeys(names(df)))
     ax.errorbar(o.accuracy, order, xerr=o['± 95 %'], fmt='D', capsize=3, color='C0', mfc='white')
-    ax.plot(100*df.value, names, '.', color='C0')
+    for r,alpha in dots: ax.plot(100*r.value, names(r), '.', color='C0', alpha=alpha)
     ax.grid(axis='x', alpha=.3)
     ax.set(xlabel='accuracy, %', ylim=(len(order) - .5, -.5))
     return ax

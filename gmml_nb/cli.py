@@ -431,7 +431,7 @@ def run_sweep(
     if o.data and Path(o.out).resolve() == Path(o.data).resolve():
         raise ValueError(f'out={o.out!r} is the folder of the images: choose another --out')
     fields = {**parse_fields(o.change), **without_none(data=o.data)}
-    sweep = Sweep(o.sweep, o.base, range(o.seed, o.seed + o.seeds), o.results, o.out, o.root, **fields)
+    sweep = Sweep(o.sweep, o.base, range(o.seed, o.seed + o.seeds), o.results, o.out, o.root, draws=o.draws, **fields)
     print(sweep)
     if o.dry_run: return print(sweep.say_cost()) if sweep.todo else None
     if not rank() and (o.share or '0/').startswith('0/'): save_settings(o.out, 'gmml_sweep', vars(o))   # one part for all
@@ -451,11 +451,12 @@ def say_sweep(sweep, df, file):
 # %% ../nbs/95_cli.ipynb #d8ac0cc5
 @as_command('sweep', seed='First seed',
             data="Folder of class folders, or another dataset's name, in place of the base's data",
+            draws='Draws of labelled images for each pretraining; left out: one, of the seed itself',
             change='Fields of the experiment or its recipe to change: "epochs=50 labels=500 max_side=.5"',
             out=('path', 'Folder for encoders, checkpoints and the figure'),
             results='JSON-lines file; runs that are in it are not run again; left out: results/BASE.jsonl')
 def gmml_sweep(
-    sweep=None, base='digits', data=None, root=None, seed=0, seeds=3, jobs=1, share=None, change=None, out='runs',
+    sweep=None, base='digits', data=None, root=None, seed=0, seeds=3, draws=None, jobs=1, share=None, change=None, out='runs',
     results=None, dry_run=False,
 ): # Table of the sweep
     """One of the paper's comparisons, at any scale: killed, it goes on where it was

@@ -6,9 +6,9 @@ Docs: https://gmml-nb.github.io/gmml_nb/demo.html.md"""
 
 # %% auto #0
 __all__ = ['DEMO_DEFAULTS', 'MEASURES', 'PAGE_STYLE', 'NOTES', 'demo_options', 'demo_source', 'demo_experiment', 'decoded',
-           'drawn', 'onlooker', 'finetune_part', 'threads', 'run_part', 'Pairs', 'by_draw', 'by_pretraining',
-           'demo_summary', 'plot_draws', 'plot_ahead', 'plot_losses', 'html_image', 'demo_cost', 'next_steps',
-           'html_table', 'note', 'page_answer', 'page_rest', 'demo_page', 'run_demo', 'check_images', 'gmml_demo']
+           'drawn', 'onlooker', 'finetune_part', 'threads', 'run_part', 'Pairs', 'by_draw', 'demo_summary',
+           'plot_draws', 'plot_ahead', 'plot_losses', 'html_image', 'demo_cost', 'next_steps', 'html_table', 'note',
+           'page_answer', 'page_rest', 'demo_page', 'run_demo', 'check_images', 'gmml_demo']
 
 # %% ../nbs/96_demo.ipynb #d3a00002
 import base64, html, io, json, shlex
@@ -119,7 +119,7 @@ def decoded(
     root (default None): Folder of a dataset
     Returns (tuple): Loaders for pretraining; for fine-tuning, of all images that a draw may label
     """
-    e = replace(e, labels=None, method=e.method if e.method == 'timm' else 'random')   # timm has other statistics
+    e = replace(e, labels=None, draw=None, method=e.method if e.method == 'timm' else 'random')   # timm has other statistics
     key = f'{e} {root}'
     if key not in _decoded:
         if len(_decoded) > 1: _decoded.clear()
@@ -182,23 +182,21 @@ def onlooker(
 
 # %% ../nbs/96_demo.ipynb #d3a00026
 def finetune_part(
-    e,        # `Experiment`
-    draw:int, # Its number
+    e,        # `Experiment`, of one draw
     encoder,  # Folder of the encoder; None: random weights
     root=None,# Folder of a dataset
     cbs=(),   # fastai callbacks
 ) -> dict:    # What goes into a line of the results
     """One start, fine-tuned and measured on one draw
 
-    e: `Experiment`
-    draw (int): Its number
+    e: `Experiment`, of one draw
     encoder: Folder of the encoder; None: random weights
     root (default None): Folder of a dataset
     cbs (default ()): fastai callbacks
     Returns (dict): What goes into a line of the results
     """
-    one,look = replace(e, seed=1000*e.seed + draw),onlooker()
-    learn,n,secs = one.finetuned(drawn(decoded(e, root)[1], e.labels, one.seed), encoder, cbs=[look, *cbs])
+    look = onlooker()
+    learn,n,secs = e.finetuned(drawn(decoded(e, root)[1], e.labels, e.finetune_seed), encoder, cbs=[look, *cbs])
     with learn.no_bar(): preds,y = learn.get_preds()
     return dict(metric='accuracy', value=(preds.argmax(1) == y).double().mean().item(), **look.frozen, images_tested=len(y),
                 images_finetuning=n, seconds_finetuning=secs)
@@ -250,8 +248,9 @@ def run_part(
             with FileLock(Path(work)/f'{e.pretraining_id}.lock'):
                 encoder,m,secs = e.pretrained(decoded(e, root)[0], work, [onlooker(pictures), *cbs])
         if draw is None: return
-        row,(pre,fine) = finetune_part(e, draw, encoder, root, cbs),map(asdict, e.recipes)
-        add_line(results, dict(id=f'{e.id}.{draw}', experiment=asdict(e), recipe=pre, finetuning=fine, draw=draw,
+        one,(pre,fine) = replace(e, draw=draw),map(asdict, e.recipes)
+        row = finetune_part(one, encoder, root, cbs)
+        add_line(results, dict(id=f'{e.id}.{draw}', experiment=asdict(one), recipe=pre, finetuning=fine, draw=draw,
                                **row, images_pretraining=m, seconds_pretraining=secs, **provenance()))
 
 # %% ../nbs/96_demo.ipynb #d3a00030
@@ -373,18 +372,6 @@ def by_draw(
     p = 100*df.pivot(index=['seed', 'draw'], columns='method', values=what).astype(float)
     return p[[m for m in METHOD_NAMES if m in p]].dropna()
 
-def by_pretraining(
-    df,           # From `Pairs`
-    what='value', # Column
-):                # A row for each start and seed, as `verdict` takes it
-    """Mean accuracy of the draws of each pretraining, 0-1
-
-    df: From `Pairs`
-    what (default 'value'): Column
-    Returns: A row for each start and seed, as `verdict` takes it
-    """
-    return (by_draw(df, what).groupby('seed').mean()/100).reset_index().melt('seed', var_name='method')
-
 # %% ../nbs/96_demo.ipynb #d3a00039
 MEASURES = dict(value='fine-tuned', probe='probe', knn='kNN')
 
@@ -402,7 +389,7 @@ def demo_summary(
     res = {name: {METHOD_NAMES[m]: f'{by_draw(df, k)[m].mean():.1f}' for m in starts} for k,name in MEASURES.items()}
     if {'gmml', 'random'} <= set(starts):
         for k,name in MEASURES.items():
-            mean,half,n = difference(by_pretraining(df, k), 'gmml', 'random')
+            mean,half,n = difference(df.assign(value=df[k]), 'gmml', 'random')
             res[name]['ahead by'] = f'{mean:+.1f}' + f' ± {half:.1f}'*(n > 1)
     return pd.DataFrame(res)
 
@@ -438,14 +425,14 @@ def plot_ahead(
     Returns: matplotlib figure
     """
     import matplotlib.pyplot as plt
-    from gmml_nb.evaluate import interval
+    from gmml_nb.experiment import difference
     p = by_draw(df)
     d = (p.gmml - p.random).groupby('seed')
     fig,ax = plt.subplots(figsize=(3.4, 3.4))
     for i,(_,o) in enumerate(d):
         ax.plot([i]*len(o), o, 'o', ms=4, color='.6')
         ax.plot([i - .3, i + .3], [o.mean()]*2, color='.2', lw=2)
-    mean,half = interval(d.mean())
+    mean,half,_ = difference(df, 'gmml', 'random')
     ax.errorbar([len(d) + .5], [mean], [half], fmt='D', color='C3', capsize=5, lw=2)
     ax.axhline(0, color='k', lw=.8)
     ax.set_xticks([(len(d) - 1)/2, len(d) + .5], ['each\npretraining', 'mean,\n95 %'])
@@ -550,7 +537,8 @@ NOTES = dict(
     draws="""Dots are draws of labelled images. In the first picture lines join the same draw; in the second are the
 differences, a column for each pretraining with the mean of its draws, and in red the mean of these means with its 95 %
 interval. It covers other pretrainings, other random weights and other draws of labels from the same images. It does not
-cover other data, other held-out images, or other settings.""",
+cover other data, other held-out images, or other settings. With a single pretraining the interval is over its draws, and
+covers no other pretraining.""",
     frozen="""The probe, a linear classifier, and kNN, the vote of the nearest neighbours, take the features as they are
 before fine-tuning, and the same labelled images.""",
     restored="""Images held out of pretraining: as they are, corrupted, and restored by the first encoder with its
@@ -662,7 +650,7 @@ def run_demo(
     df = pairs.run(out/'pictures'/what.id)
     _decoded.clear()
     both = {'gmml', 'random'} <= set(starts)
-    answer = verdict(by_pretraining(df)) if both else ', '.join(METHOD_NAMES[s] for s in starts)
+    answer = verdict(df) if both else ', '.join(METHOD_NAMES[s] for s in starts)
     write_text(out/'report.html', demo_page(df, answer, o, what, out/'pictures'/what.id))
     print(f'\naccuracy, %\n{demo_summary(df)}\n\n{answer}\nreport: {out/"report.html"}\nnext: {next_steps(o)[0]}')
     return df

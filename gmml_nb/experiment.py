@@ -11,8 +11,8 @@ Docs: https://gmml-nb.github.io/gmml_nb/experiment.html.md"""
 
 # %% auto #0
 __all__ = ['METHOD_NAMES', 'FIXED', 'FINETUNING', 'FIRST', 'MEANT', 'CLAIM', 'Experiment', 'change', 'with_test', 'quiet',
-           'Clock', 'steps', 'seen', 'plain_training', 'provenance', 'add_line', 'read_results', 'StepTimer', 'summary',
-           'difference', 'verdict']
+           'Clock', 'steps', 'seen', 'plain_training', 'provenance', 'add_line', 'read_results', 'StepTimer', 'units',
+           'summary', 'difference', 'verdict']
 
 # %% ../nbs/68_experiment.ipynb #58f09e32
 import hashlib, io, json, platform, shutil, subprocess, time
@@ -27,10 +27,10 @@ from fastai.callback import progress   # `no_bar`
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
-from .core import known, override, pick_device
-from .datasets import DATASETS, class_order, get_dataset
+from .core import known, number, override, pick_device
+from .datasets import DATASETS, Labelled, class_order, get_dataset
 from .sources import as_labelled
-from .data import ImageLoaders, finetune_dls, pretrain_dls
+from .data import ImageLoaders, _finetune_splits, finetune_dls, pretrain_dls
 from .recipe import Recipe, get_recipe
 from .training import SkipValidation, all_processes
 from .baselines import METHODS
@@ -66,6 +66,7 @@ class Experiment:
     finetune_bs: int = 64         # images of a fine-tuning step, in each process
     augment: str = 'deit'         # of the labelled images, as `recipe` in `finetune_dls`
     spare: float = 0.             # share of the labelled images kept out of fine-tuning, to choose settings by
+    draw: int = None              # another draw of labelled images, head and augmentation for the same pretraining; None: the seed's own
     held_out: str = 'test'        # what accuracy is measured on: 'test', or 'valid', those that `spare` keeps out
 
 # %% ../nbs/68_experiment.ipynb #2ae705a0
@@ -79,6 +80,7 @@ def check(self:Experiment):
     for k in ('epochs', 'bs', 'finetune_epochs', 'finetune_bs', 'size', 'images', 'labels'):
         v = getattr(self, k)
         if v is not None and (not isinstance(v, int) or v < 1): raise ValueError(f'{k}={v!r}: give a whole number, 1 or more')
+    if self.draw is not None: number('draw', self.draw, 0, 999, whole=True)   # a thousand for each seed
     if self.held_out == 'valid' and not self.spare: raise ValueError("held_out='valid' needs images to measure on: give spare=.2, say")
     return self
 
@@ -123,6 +125,7 @@ def change(
         finetune_bs (int, default 64): images of a fine-tuning step, in each process
         augment (str, default 'deit'): of the labelled images, as `recipe` in `finetune_dls`
         spare (float, default 0.0): share of the labelled images kept out of fine-tuning, to choose settings by
+        draw (int, default None): another draw of labelled images, head and augmentation for the same pretraining; None: the seed's own
         held_out (str, default 'test'): what accuracy is measured on: 'test', or 'valid', those that `spare` keeps out
     Returns (Experiment): A changed copy, checked
     """
@@ -146,7 +149,7 @@ def counts(self:Experiment,
     return len(idxs), len(ds.vocab)
 
 # %% ../nbs/68_experiment.ipynb #c17d0bf2
-FINETUNING = ('data', 'labels', 'finetune', 'finetune_epochs', 'finetune_bs', 'augment', 'spare', 'held_out')
+FINETUNING = ('data', 'labels', 'finetune', 'finetune_epochs', 'finetune_bs', 'augment', 'spare', 'draw', 'held_out')
 
 @patch(as_prop=True)
 def facts(self:Experiment) -> dict: # JSON values
@@ -269,6 +272,11 @@ def quiet():
     with redirect_stdout(io.StringIO()): yield
 
 # %% ../nbs/68_experiment.ipynb #0a0a5aac
+@patch(as_prop=True)
+def finetune_seed(self:Experiment) -> int:
+    "Of the labelled images, the head, the order and the augmentation"
+    return self.seed if self.draw is None else 1000*self.seed + self.draw
+
 @patch
 def loaders(self:Experiment,
     root=None, # Folder of the data; None: where fastai keeps data
@@ -278,17 +286,18 @@ def loaders(self:Experiment,
     root (default None): Folder of the data; None: where fastai keeps data
     Returns (tuple): for pretraining; for fine-tuning, `.valid` being what accuracy is measured on
     """
-    kw = dict(size=self.size, in_chans=self.in_chans, seed=self.seed, device=pick_device())
+    kw = dict(size=self.size, in_chans=self.in_chans, device=pick_device())
     ds,chosen = self.source(self.data, root)
     with quiet():
-        pre = pretrain_dls(ds, bs=self.bs, idxs=chosen, valid_pct=self.valid_pct, **kw)
+        pre = pretrain_dls(ds, bs=self.bs, idxs=chosen, valid_pct=self.valid_pct, seed=self.seed, **kw)
         stats,c = pre.stats,len(pre.stats[0])
         if self.method == 'timm': stats = [o if len(o) == c else [sum(o)/len(o)]*c for o in own_stats(self.arch)]   # grey: the channels' mean
-        fine = finetune_dls(ds, bs=self.finetune_bs, recipe=self.augment, labels=self.labels, idxs=chosen, stats=stats,
-                            valid_pct=self.spare, **kw)
+        train,valid,*_ = _finetune_splits(ds, chosen, self.spare, None, self.seed)   # the same for every draw
+        few = Labelled(ds.items, ds.labels, ds.vocab, dict(ds.splits, train=train, valid=valid), ds.name)
+        fine = finetune_dls(few, bs=self.finetune_bs, recipe=self.augment, labels=self.labels, stats=stats, valid_pct=self.spare, seed=self.finetune_seed, **kw)
         if self.pretrain_on not in (None, self.data):
             other,chosen = self.source(self.pretrain_on, root)
-            pre = pretrain_dls(other, bs=self.bs, idxs=chosen, valid_pct=self.valid_pct, **kw)
+            pre = pretrain_dls(other, bs=self.bs, idxs=chosen, valid_pct=self.valid_pct, seed=self.seed, **kw)
     return pre, ImageLoaders(fine.train, getattr(fine, self.held_out), device=fine.device)
 
 # %% ../nbs/68_experiment.ipynb #0f8f6c40
@@ -406,7 +415,7 @@ def finetuned(self:Experiment,
     args = dict(self.model_args or {}, **({} if self.patch_size is None else dict(patch_size=self.patch_size)))
     pre,fine = self.recipes
     clock,start = Clock(),self.arch if self.method == 'timm' else encoder
-    with quiet(): learn = finetune_learner(dls, start, fine, accuracy, self.arch, args, seed=self.seed, pos_init=pre.pos_init)
+    with quiet(): learn = finetune_learner(dls, start, fine, accuracy, self.arch, args, seed=self.finetune_seed, pos_init=pre.pos_init)
     ck = work and Path(work)/self.id/'checkpoint'
     with plain_training(learn): learn.fit_finetune(epochs, cbs=[clock, SkipValidation(), *listify(cbs)], checkpoint=ck)
     return learn, epochs*seen(len(dls.train.dataset), self.finetune_bs), round(clock.secs, 3)
@@ -552,6 +561,27 @@ def sizes(self:Experiment,
     if self.method not in METHODS or work and (self.folder(work)/'encoder'/'config.json').exists(): pre = 0
     return self.epochs*pre, epochs*fine, len(ds.splits['test']) if self.held_out == 'test' else len(idxs) - labelled
 
+# %% ../nbs/68_experiment.ipynb #d4a70002
+def _draws(df): return pd.to_numeric(df.draw).fillna(-1) if 'draw' in df else pd.Series(-1, df.index)   # -1: the seed's own
+
+def units(
+    df:pd.DataFrame, # Runs, or differences, with `seed`, `value` and perhaps `draw`
+    by=(),           # Columns that tell variants apart
+) -> pd.DataFrame:   # The same rows, or one for each pretraining
+    """What an interval is over: runs, or, of several seeds with several draws, the means of the draws of each pretraining
+
+    df (pd.DataFrame): Runs, or differences, with `seed`, `value` and perhaps `draw`
+    by (default ()): Columns that tell variants apart
+    Returns (pd.DataFrame): The same rows, or one for each pretraining
+    """
+    if df.seed.nunique() < 2 or _draws(df).nunique() < 2: return df
+    return df.assign(value=df.value.astype(float)).groupby([*listify(by), 'seed'], sort=False, as_index=False).value.mean()
+
+def _each(df):
+    "How many draws a seed has, in words"
+    n = df.assign(draw=_draws(df)).groupby('seed').draw.nunique()
+    return f'{n.min()}' if n.min() == n.max() else f'{n.min()} to {n.max()}'
+
 # %% ../nbs/68_experiment.ipynb #5260f603
 def _name(k, v): return METHOD_NAMES[v] if k == 'method' else str(v) if isinstance(v, tuple) else v
 
@@ -559,41 +589,56 @@ def summary(
     df:pd.DataFrame, # From `Sweep.table`
     by='method',     # Column, or several
 ) -> pd.DataFrame:   # A row a variant
-    """Mean accuracy of each variant, %, with a 95 % interval over seeds, and the images and seconds it took
+    """Mean accuracy of each variant, %, with a 95 % interval over its `units`, and the images and seconds it took
 
     df (pd.DataFrame): From `Sweep.table`
     by (default 'method'): Column, or several
     Returns (pd.DataFrame): A row a variant
     """
     rows,by = [],listify(by)
-    for key,d in df.groupby(by, sort=False):
-        mean,half = interval(100*d.value.astype(float))
-        rows.append({**{k: _name(k, v) for k,v in zip(by, key)}, 'accuracy': round(mean, 1), '± 95 %': round(half, 1), 'seeds': len(d),
+    runs,over = (o.groupby(by, sort=False) for o in (df, units(df, by)))
+    many = _draws(df).nunique() > 1
+    for (key,d),(_,o) in zip(runs, over):
+        mean,half = interval(100*o.value.astype(float))
+        rows.append({**{k: _name(k, v) for k,v in zip(by, key)}, 'accuracy': round(mean, 1), '± 95 %': round(half, 1), 'seeds': d.seed.nunique() if many else len(d),
+            **(dict(draws=_each(d)) if many else {}),
             'seen in pretraining': int(d.images_pretraining.mean()), 'seen in fine-tuning': int(d.images_finetuning.mean()),
             'seconds': round(d.seconds.mean())})
     return pd.DataFrame(rows).set_index(by)
 
 # %% ../nbs/68_experiment.ipynb #dbf15ffb
+def _pairs(df, a, b, by):
+    "By how many points `a` is ahead of `b` in each seed and draw that both have"
+    v = [df[[v == o for v in df[by]]] for o in (a, b)]   # a value may be a tuple
+    v = [o.assign(draw=_draws(o)).set_index(['seed', 'draw']).value.astype(float) for o in v]
+    if any(o.index.has_duplicates for o in v): raise ValueError(f'several runs of one {by} and seed: select runs that differ in nothing else')
+    return (100*(v[0] - v[1])).dropna().rename('value').reset_index()
+
 def difference(
     df:pd.DataFrame, # From `Sweep.table`
     a,               # A value of the column `by`
     b,               # Another
     by='method',     # Column
-) -> tuple:          # mean, half the width of the 95 % interval, seeds
-    """By how many points `a` is ahead of `b`, over the seeds that both have
+) -> tuple:          # mean, half the width of the 95 % interval, of how many `units`
+    """By how many points `a` is ahead of `b`, over the seeds, and their draws, that both have
 
     df (pd.DataFrame): From `Sweep.table`
     a: A value of the column `by`
     b: Another
     by (default 'method'): Column
-    Returns (tuple): mean, half the width of the 95 % interval, seeds
+    Returns (tuple): mean, half the width of the 95 % interval, of how many `units`
     """
-    v = [df[[v == o for v in df[by]]].set_index('seed').value.astype(float) for o in (a, b)]   # a value may be a tuple
-    if any(o.index.has_duplicates for o in v): raise ValueError(f'several runs of one {by} and seed: select runs that differ in nothing else')
-    d = 100*(v[0] - v[1]).dropna()
+    d = units(_pairs(df, a, b, by)).value
     return (*(interval(d) if len(d) else (float('nan'),)*2), len(d))
 
 # %% ../nbs/68_experiment.ipynb #c7f6021f
+def _over(df, a, b, by):
+    "What the interval of a difference is over, in words"
+    d,own = _pairs(df, a, b, by),'method' not in df or set(METHODS) & set(df.method[[v in (a, b) for v in df[by]]])
+    n,one = d.seed.nunique(),'pretraining' if own else 'seed'
+    if d.draw.nunique() < 2: return f'{n} seeds'
+    return f'{n} {one}s of {_each(d)} draws each' if n > 1 else f'{len(d)} draws of labels, one {one}'
+
 def verdict(
     df:pd.DataFrame, # From `Sweep.table`
     a='gmml',        # A value of the column `by`
@@ -611,4 +656,4 @@ def verdict(
     mean,half,n = difference(df, a, b, by)
     if n < 2: return f'{_name(by, a)} and {_name(by, b)}: {n} seed(s) of both, no verdict'
     how = 'better than' if mean > half else 'worse than' if mean < -half else 'not clearly different from'
-    return f'{_name(by, a)} is {how} {_name(by, b)}: {mean:+.1f} ± {half:.1f} points over {n} seeds'
+    return f'{_name(by, a)} is {how} {_name(by, b)}: {mean:+.1f} ± {half:.1f} points over {_over(df, a, b, by)}'

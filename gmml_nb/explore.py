@@ -299,7 +299,7 @@ def select(
     return df
 
 # %% ../nbs/90_explore.ipynb #f819b245
-SETTINGS = [f.name for f in fields(Experiment) if f.name not in ('seed', 'method')]
+SETTINGS = [f.name for f in fields(Experiment) if f.name not in ('seed', 'draw', 'method')]
 
 def varying(
     df:pd.DataFrame, # From `all_results`

@@ -11,7 +11,7 @@ __all__ = ['transfer', 'transfer_matrix', 'plot_transfer', 'markdown']
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from .experiment import METHOD_NAMES, Experiment, change
+from .experiment import METHOD_NAMES, Experiment, change, units
 from .ablations import Sweep
 from .evaluate import interval
 from .paper import paper_table
@@ -64,7 +64,7 @@ def transfer_matrix(
     def cell(v):
         mean,half = interval(100*v.astype(float))
         return dict(mean=mean, half=half, text=f'{mean:.1f} ± {half:.1f}' if half == half else f'{mean:.1f}')[numbers]
-    o = df.groupby(['source', 'data'], sort=False).value.agg(cell).unstack()
+    o = units(df, ['source', 'data']).groupby(['source', 'data'], sort=False).value.agg(cell).unstack()
     return o.reindex(index=df.source.unique(), columns=df.data.unique())
 
 # %% ../nbs/75_transfer.ipynb #59edc7c3

@@ -385,10 +385,21 @@ def test_a_name_that_is_both(typed, tmp_path, photos):
 
 def test_sweep_mistakes(typed, bad, photos):
     for args, words in (('', 'SWEEP is missing'), ('corrupton', "Did you mean 'corruption'"), ('methods --base flower', "Did you mean 'flowers'"),
-                        ('methods --change epoch=3', "Did you mean 'epochs'"), (f'methods --data {photos} --out {photos}', 'is the folder of the images')):
+                        ('methods --change epoch=3', "Did you mean 'epochs'"), ('methods --draws 0', 'draws=0: give a whole number, 1 or more'), (f'methods --data {photos} --out {photos}', 'is the folder of the images')):
         code, out, err = typed('gmml_sweep', *args.split())
         assert code == 2 and words in err and not Path('runs').exists(), err
     assert "Did you mean 'memory'" in typed('gmml_bench', 'step,memroy')[2]
+
+
+def test_sweep_draws(typed):
+    "Priced with one pretraining for all draws, and kept in the settings"
+    small = ('loss', '--seeds', 1, '--draws', 2, '--change', "images=40 labels=20 epochs=1 bs=16 finetune_epochs=1 model_args={'embed_dim':24,'depth':2,'num_heads':2} blocks=1,2")
+    code, out, err = typed('gmml_sweep', *small, '--dry-run')
+    assert code == 0 and [l.split()[:5] for l in out.splitlines() if l.split()[:1] in (['l1'], ['l2'])] == [
+        ['l1', '0', '0', '52', '4'], ['l2', '0', '0', '52', '4'], ['l1', '0', '1', '20', '2'], ['l2', '0', '1', '20', '2']], (out, err)
+    code, out, err = typed('gmml_sweep', *small)
+    assert code == 0 and 'over 2 draws of labels, one pretraining' in out, err
+    assert json.loads(Path('runs/settings.json').read_text())['options']['draws'] == 2
 
 
 def test_settings_of_another_command(typed, encoder, tmp_path):

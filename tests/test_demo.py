@@ -37,7 +37,7 @@ def test_demo(typed, tmp_path):
     assert '2 pretrainings and 8 fine-tunings on 20 labelled images' in out
     assert re.search(r'^random weights +[\d.]+ +[\d.]+ +[\d.]+$', out, flags=re.M)
     assert re.search(r'^ahead by( +[+-][\d.]+ ± [\d.]+){3}$', out, flags=re.M)
-    assert re.search(r'^GMML is (better|worse|not clearly different).* points over 2 seeds$', out, flags=re.M)
+    assert re.search(r'^GMML is (better|worse|not clearly different).* points over 2 pretrainings of 2 draws each$', out, flags=re.M)
     page = (tmp_path/'demo/report.html').read_text()
     assert page.count('src="data:image/png;base64,') == 4 and not re.search(r'(src|href)="(?!data:)', page)
     for o in ('<h1>GMML is', '<table', '&quot;finetune_epochs&quot;: 1', 'name="viewport"', '<details>', 'validation images', 'gmml_demo photos/'): assert o in page

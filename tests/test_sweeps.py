@@ -2,13 +2,13 @@
 import json, os, signal, socket, sys, time
 from dataclasses import fields, replace
 from pathlib import Path
-import numpy as np, pytest, timm
+import numpy as np, pandas as pd, pytest, timm
 from PIL import Image
 from fastai.callback.core import Callback
 from filelock import LeaseCompromise
 from scipy.io import savemat
 from gmml_nb import ablations
-from gmml_nb.experiment import Experiment, _lines, change, read_results
+from gmml_nb.experiment import Experiment, _lines, change, difference, read_results, summary, verdict
 from gmml_nb.ablations import BASES, SWEEPS, Sweep
 from gmml_nb.cli import gmml_sweep
 from gmml_nb.datasets import DATASETS
@@ -244,6 +244,73 @@ def test_finished_pretraining_costs_nothing(tmp_path):
     e, = Sweep([dict(labels=40)], base, **place).todo
     assert e.sizes()[0] > 0 and e.sizes(work=tmp_path/'runs')[0] == 0
     assert Sweep([dict(labels=40)], base, **place).cost().steps.tolist() == [4]
+
+
+SMALL = change(BASES['digits'], images=100, labels=20, spare=.2, epochs=2, bs=16, finetune_epochs=1, **TINY)
+PAIR = [dict(method=m) for m in ('gmml', 'random')]
+
+def test_draws_share_a_pretraining_in_two_parts(tmp_path, monkeypatch):
+    "Started at the same moment; each pretraining begins once, and each draw has its line"
+    monkeypatch.setattr(ablations, 'CLAIM', 5.)
+    plain = Experiment.learner
+    def learner(self, dls):
+        with (tmp_path/'begun.txt').open('a') as f: f.write(f'{self.pretraining_id}\n')
+        return plain(self, dls)
+    monkeypatch.setattr(Experiment, 'learner', learner)
+    s = Sweep(PAIR, SMALL, 2, tmp_path/'r.jsonl', tmp_path/'runs', draws=3)
+    assert [code(p) for p in [child(lambda i=i: s.run(estimate=False, share=f'{i}/2')) for i in range(2)]] == [0, 0]
+    begun,t = (tmp_path/'begun.txt').read_text().split(),s.table()
+    assert len(begun) == len(set(begun)) == 2 == len(list(tmp_path.glob('runs/*/encoder')))
+    assert len(t) == len(lines_of(tmp_path)) == 12 and not s.todo and not list(tmp_path.rglob('*.claim'))
+    assert t[['seed', 'draw', 'method']].values.tolist() == [[i, d, m] for i in (0, 1) for d in (0, 1, 2) for m in ('gmml', 'random')]
+    assert verdict(t).endswith('over 2 pretrainings of 3 draws each') and set(summary(t).draws) == {'3'}
+    assert t.groupby(['method', 'seed']).images_pretraining.nunique().eq(1).all()
+    more = Sweep(PAIR, SMALL, 2, tmp_path/'r.jsonl', tmp_path/'runs', draws=4)
+    assert [(e.seed, e.draw) for e in more.todo] == [(0, 3)]*2 + [(1, 3)]*2 and set(more.cost().steps) == {2}   # 20 labels in steps of 10
+
+def test_a_draw_is_of_labels_alone():
+    "The same held-out images and images to pretrain on in every draw, the same labelled ones for every method, and seeds that share no draw"
+    items = lambda dl: [str(o.tolist()) for o in dl.dataset.items]
+    made = {(m, s, d): change(SMALL, method=m, seed=s, draw=d).loaders() for m in ('gmml', 'random') for s in (0, 1) for d in (0, 1, None)}
+    for s in (0, 1):
+        pre,held = ({str(items(o)) for k,(a,b) in made.items() if k[1] == s for o in (f(a, b),)} for f in (lambda a, b: a.train, lambda a, b: b.valid))
+        assert len(pre) == len(held) == 1
+    labelled = {k: items(fine.train) for k,(_,fine) in made.items()}
+    assert all(labelled['gmml', *k] == labelled['random', *k] for _,*k in made)
+    assert len({str(sorted(v)) for (*_,d),v in labelled.items() if d is not None}) == 4 and all(len(v) == 20 for v in labelled.values())
+    assert all(set(v) <= set(items(made[k][0].train)) for k,v in labelled.items())
+
+def test_a_draw_of_a_sweep_is_a_draw_of_the_demo():
+    "The same images and the same seed"
+    from gmml_nb.demo import decoded, drawn
+    e = change(SMALL, seed=1, draw=2)
+    ours,demos = e.loaders()[1],drawn(decoded(e)[1], 20, e.finetune_seed)
+    items = lambda dl: sorted(str(o.tolist()) for o in dl.dataset.items)
+    assert e.finetune_seed == 1002 and items(ours.train) == items(demos.train) and items(ours.valid) == items(demos.valid)
+
+def test_the_draw_is_no_part_of_older_names():
+    e = SMALL
+    assert e.draw is None and 'draw' not in e.unusual() and replace(e, draw=0).old_name() is None and e.finetune_seed == e.seed
+    assert replace(e, draw=3).pretraining_id == e.pretraining_id and replace(e, draw=3).folder('runs') == e.folder('runs')
+    for d in (-1, 1000, True, '1'):
+        with pytest.raises(ValueError, match='draw=.*a whole number from 0 to 999'): replace(e, draw=d).check()
+
+def test_intervals_over_draws():
+    "By hand: Student's t with one degree of freedom is 12.706, with two 4.303"
+    rows = lambda **kw: pd.DataFrame([dict(method=m, seed=s, draw=d, value=v, images_pretraining=0, images_finetuning=9, seconds=1)
+                                      for m,vs in kw.items() for (s,d),v in vs.items()])
+    one = rows(gmml={(0, 0): .7, (0, 1): .8, (0, 2): .9}, random={(0, 0): .6, (0, 1): .6, (0, 2): .6, (0, 3): .1})
+    assert np.allclose(difference(one, 'gmml', 'random'), (20, 4.303*10/3**.5, 3), atol=.01)   # draw 3 has no partner
+    assert verdict(one).endswith('+20.0 ± 24.8 points over 3 draws of labels, one pretraining') and set(summary(one).seeds) == {1}
+    own = one.assign(draw=None, seed=one.draw)
+    assert verdict(own).endswith('+20.0 ± 24.8 points over 3 seeds') and 'draws' not in summary(own)
+    assert verdict(own.drop(columns='draw')) == verdict(own) and summary(own.drop(columns='draw')).equals(summary(own))
+    both = pd.concat([one, one.assign(seed=1, value=one.value - .1*(one.method == 'gmml'))])
+    assert np.allclose(difference(both, 'gmml', 'random'), (15, 12.706*5, 2), atol=.01) and verdict(both).endswith('over 2 pretrainings of 3 draws each')
+    assert verdict(both.replace('gmml', 'random_long'), 'random_long').endswith('over 2 seeds of 3 draws each')
+    assert np.allclose(summary(both).loc['GMML', ['accuracy', '± 95 %']].astype(float), (75, 63.5), atol=.1)
+    with pytest.raises(ValueError, match='several runs'): verdict(pd.concat([one, one]))
+    assert 'no verdict' in verdict(one[one.draw == 0])
 
 
 PUBLISHED = [f for f in sorted((ROOT/'results').glob('*.jsonl')) if not f.stem.endswith('speed') and f.stem not in ('benchmark', 'demo')]
