@@ -83,11 +83,12 @@ SWEEPS = dict(
     groups=lambda b, _: [dict(amount=m, max_side=s, **exactly(m)) for s in (b.recipes[0].max_side, 0.) for m in (.3, .7)],   # section 2.2
     loss=[dict(loss=o) for o in ('l1', 'l2')],                                                             # section 2.3
     labels=_labels,                                                                                        # the abstract
+    kept=[dict(method=m, kept=k) for m in ('gmml', 'random') for k in (True, False)],                      # SSAT, SSMAE
     finetuning=lambda b, _: [dict(finetune_epochs=b.finetune_epochs*k, method=m) for m in ('gmml', 'random') for k in (1, 3, 5)],   # section 3.2
     settings=_settings,                                                                                    # where a base may be wrong for GMML
     augmentation=[dict(augmentation='light'), dict(augmentation='strong', **STRONG)],                      # appendix C.1
     choices=_choices)                                                                                      # what the paper leaves open
-AXES = dict(groups=('amount', 'max_side'), labels=('labels', 'method'), finetuning=('finetune_epochs', 'method'))   # where there are two
+AXES = dict(groups=('amount', 'max_side'), labels=('labels', 'method'), kept=('method', 'kept'), finetuning=('finetune_epochs', 'method'))   # where there are two
 WORDS = ('amount', 'augmentation', 'choice', 'setting', 'source')                           # names of variants that are not fields
 
 # %% ../nbs/70_ablations.ipynb #415d4a09
@@ -185,7 +186,7 @@ def cost(self:Sweep) -> pd.DataFrame: # A row for each run that is to do
     """
     rows,secs,shared = [],{},set()
     def step(e):
-        key = e.method,e.data,e.size,e.arch,str(e.model_args),e.bs,e.finetune_bs,e.recipes[0].views
+        key = e.method,e.data,e.size,e.arch,str(e.model_args),e.bs,e.finetune_bs,e.recipes[0].views,e.kept
         if key not in secs: secs[key] = e.probe(self.root)
         return secs[key]
     for e in self.todo:

@@ -354,6 +354,13 @@ def finetune_facts(o):
     args = check_encoder(o.encoder, o.arch, pool_changes(r.pool, shape), parse_side(o.size, 'size'), o.in_chans)
     return args, shape, r
 
+def unlabelled_dls(o, dls):
+    "Images on which the reconstruction loss is kept, prepared as the labelled ones"
+    if o.unlabelled is None: return None
+    from gmml_nb.data import pretrain_dls
+    return pretrain_dls(source_of(o.unlabelled), dls.size, o.bs, 0., seed=o.seed, in_chans=dls.in_chans, stats=dls.stats, depth=dls.depth, resize=dls.resize,
+                        on_error=o.on_error, num_workers=o.workers, device=dls.device)
+
 def labelled_dls(o, args):
     "The images, prepared as those that the encoder has seen"
     from gmml_nb.data import finetune_dls
@@ -380,7 +387,7 @@ def run_finetune(
     args,model_args,r = finetune_facts(o)
     ck,dls = checkpoint_of(o, 'gmml_finetune'),labelled_dls(o, args)
     n,metrics = len(dls.vocab),[accuracy, top_k_accuracy]   # of the first five
-    learn = finetune_learner(dls, o.encoder, r, metrics if n > 5 else metrics[:1], o.arch, model_args, seed=o.seed)
+    learn = finetune_learner(dls, o.encoder, r, metrics if n > 5 else metrics[:1], o.arch, model_args, seed=o.seed, unlabelled=unlabelled_dls(o, dls))
     print(f'{len(dls.train.dataset):,} labelled images of {n} classes, {o.epochs} epochs of {len(dls.train)} steps')
     more = dict(recipe=asdict(learn.recipe), vocab=list(map(str, dls.vocab)))
     note = partial(save_settings, o.out, 'gmml_finetune', vars(o), **more)
@@ -400,7 +407,7 @@ def run_finetune(
             change='Fields of the recipe to change: "mixup=0 drop_path=0"',
             lr="Peak learning rate of a batch of 512; it grows with the batch; left out: the recipe's")
 def gmml_finetune(
-    data=None, encoder=None, root=None, out='gmml_classifier', labels=None, epochs=100, lr=None, bs=64, augment='deit',
+    data=None, encoder=None, unlabelled=None, root=None, out='gmml_classifier', labels=None, epochs=100, lr=None, bs=64, augment='deit',
     recipe='deit', change=None, freeze=None, layer_decay=None, size=None, resize=None, arch=None, patch_size=None,
     in_chans=None, embed_dim=None, depth=None, num_heads=None, valid_pct=.2, checkpoint=None, save_minutes=5.,
     save_steps=None, fp16=False, bf16=False, workers=0, device=None, seed=42, on_error='raise', settings=None,

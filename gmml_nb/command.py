@@ -227,6 +227,7 @@ OPTION_KINDS = dict(   # what --help calls it, its type, and a check of option k
     fields=('FIELDS', str, lambda f, k, o: parse_fields(o[k])), path=('PATH', str, None), part=('I/N', str, None),
     folder=('FOLDER', str, lambda f, k, o: own_folder(o[k], f)),
     encoder=('ENCODER', str, lambda f, k, o: check_encoder_folder(o[k])),
+    images=('DATA', str, lambda f, k, o: check_source(o[k])),
     source=('DATA', str, lambda f, k, o: check_source(o[k], o.get('root'))),
     recipe=('NAME', str, one_of('recipe', 'RECIPES', 'recipe')),
     finetune_recipe=('NAME', str, one_of('finetune', 'FINETUNE_RECIPES', 'fine-tuning recipe')),
@@ -234,13 +235,15 @@ OPTION_KINDS = dict(   # what --help calls it, its type, and a check of option k
     starts=('NAMES', str, one_of('experiment', 'METHOD_NAMES', 'start')),
     sweep=('NAME', str, one_of('ablations', 'SWEEPS', 'sweep', 'equal_seconds')),
     parts=('NAMES', str, one_of('benchmark', 'BENCHMARKS', 'part of the benchmark')))
-PATHS = 'path', 'folder', 'source', 'encoder'   # kinds in which `~` is the home folder
+PATHS = 'path', 'folder', 'source', 'images', 'encoder'   # kinds in which `~` is the home folder
 
 # %% ../nbs/91_command.ipynb #95000010
 OPTIONS = dict(data=dict(
     data=('source', 'Folder of images (with its subfolders), CSV file with a column of paths, or the name of a dataset'),
     root=('path', 'Folder of a dataset that is not where fastai keeps data'),
     images=('count', 'Unlabelled images to pretrain on; left out: all'),
+    unlabelled=('images', 'Images without labels: a folder, a CSV file or a dataset. GMML goes on restoring them while it is '
+                          'fine-tuned, with the weight --change "keep=1"'),
     labels=('count', 'Labelled images to fine-tune on, equally many of each class; left out: all'),
     size=('side', 'Pixels of a side, or height,width'),
     resize=('word', "Pictures of another shape: 'crop' shows the middle, 'pad' all with a border, 'squish' all, distorted"),
@@ -281,8 +284,8 @@ OPTIONS['recipe'] = dict(
 
 # %% ../nbs/91_command.ipynb #95000013
 OPTIONS['run'] = dict(
-    sweep=('sweep', 'methods, timm, corruption, amount, fusion, length, groups, loss, labels, finetuning, settings, '
-                    'augmentation, choices, equal_seconds'),
+    sweep=('sweep', 'methods, timm, corruption, amount, fusion, length, groups, loss, labels, kept, finetuning, '
+                    'settings, augmentation, choices, equal_seconds'),
     base=('word', 'What every run has in common: digits, fashion_mnist, flowers, pets, cub, aircraft, cars...'),
     starts=('starts', 'What to compare: random, random_long, autoencoder, simmim, mae, gmml'),
     parts=('parts', 'corruption, step, memory, input, start, set, processes: one of them, or several with commas; '

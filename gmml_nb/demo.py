@@ -699,7 +699,5 @@ def gmml_demo(
     """Is pretraining worth it? The same fine-tuning on few labels from GMML and from random weights, in pairs
 
     Returns: Table of a row for each fine-tuning
-
-    Returns: Table of a row for each fine-tuning
     """
     return run_demo(SimpleNamespace(**locals()))

@@ -1,12 +1,16 @@
 "The reconstruction loss kept while fine-tuning: what it adds, to what, and that nothing else changes"
-import re
+import json, re
+from dataclasses import replace
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.learner import load_learner
 from fastai.torch_core import get_model, rank_distrib
 from timm.models import VisionTransformer
 from gmml_nb import export   # `export_classifier`
+from PIL import Image
+from gmml_nb.cli import gmml_finetune
 from gmml_nb.data import finetune_dls, pretrain_dls
+from gmml_nb.experiment import Experiment, change
 from gmml_nb.finetune import finetune_learner
 from gmml_nb.keep import KeepLoss
 from gmml_nb.pretrain import gmml_learner
@@ -130,3 +134,28 @@ def test_two_processes_agree(folder, tmp_path):
     a,b = (torch.load(tmp_path/f'{i}.pt') for i in (0, 1))
     for k in ('model', 'decoder'): assert all(torch.equal(a[k][n], b[k][n]) for n in a[k])
     assert not {tuple(o) for o in a['seen'][0]} & {tuple(o) for o in b['seen'][0]}
+
+def test_an_experiment_keeps_it(tmp_path):
+    "From random weights, too; a run of its own, which shares the pretraining, and whose unlabelled images are counted"
+    e = Experiment(size=8, patch_size=2, labels=20, images=100, epochs=1, bs=50, finetune_epochs=2, finetune_bs=10, augment=None,
+                   model_args=TINY, change=dict(blocks=(2, 3), lr=.008), finetune=dict(lr=.05, crop_pct=1.))
+    k = replace(e, kept=True)
+    assert k.id != e.id and k.pretraining_id == e.pretraining_id and replace(e, kept=False).id == e.id
+    r = replace(k, method='random')
+    assert change(r, lr=.01).id != r.id and change(replace(r, kept=False), lr=.01).id == replace(r, kept=False).id   # the recipe acts on what is kept
+    a,b = k.run(tmp_path), r.run(tmp_path)
+    assert a['images_finetuning'] == b['images_finetuning'] == 2*2*(10 + 50) and (a['images_pretraining'], b['images_pretraining']) == (100, 0)
+    assert a['value'] != e.run(tmp_path)['value'] or b['value'] != replace(r, kept=False).run(tmp_path)['value']
+    with pytest.raises(ValueError, match='kept=1'): replace(e, kept=1).check()
+
+def test_the_command(tmp_path, capsys):
+    "Few labels, and a folder of images without"
+    for i,x in enumerate(images(30)):
+        d = tmp_path/'photos'/f'{"ab"[i % 2]}' if i < 10 else tmp_path/'more'
+        d.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(d/f'{i}.png')
+    opt = dict(out=tmp_path/'c', epochs=1, bs=4, size='8', patch_size='2', embed_dim=16, depth=3, num_heads=2, lr=.05)
+    learn = gmml_finetune(tmp_path/'photos', unlabelled=tmp_path/'more', change='keep=.5', **opt)
+    assert len(learn.keep_loss.source.dataset) == 20 and learn.recipe.keep == .5 and 'the reconstruction loss is kept: 20 unlabelled images' in capsys.readouterr().out
+    assert json.loads((tmp_path/'c/settings.json').read_text())['options']['unlabelled'] == str(tmp_path/'more')
+    with pytest.raises(ValueError, match='is neither a folder here nor a dataset'): gmml_finetune(tmp_path/'photos', unlabelled='mor', **opt)
