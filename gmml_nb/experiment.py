@@ -506,7 +506,8 @@ def read_results(
     file: JSON lines
     Returns (pd.DataFrame): A row a run, the fields of experiment and recipe as columns; empty where there is no file
     """
-    rows = [{**{k: v for k,v in r.items() if k not in ('experiment', 'recipe', 'finetuning')}, **r.get('recipe', {}), **r.get('experiment', {}),
+    rows = [{**({'draw': None} if 'experiment' in r else {}),   # before there was one
+             **{k: v for k,v in r.items() if k not in ('experiment', 'recipe', 'finetuning')}, **r.get('recipe', {}), **r.get('experiment', {}),
              'recipe': r.get('experiment', {}).get('recipe')} for r in _lines(file)]
     for r in rows:
         if 'seconds_finetuning' in r: r['seconds'] = r['seconds_pretraining'] + r['seconds_finetuning']

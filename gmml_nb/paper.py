@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
 import pandas as pd
-from .experiment import Experiment, difference, read_results, seen, steps
+from .experiment import Experiment, _over, difference, read_results, seen, steps
 from .ablations import BASES, Sweep, speed_file
 
 # %% ../nbs/72_paper.ipynb #950338e0
@@ -108,7 +108,7 @@ def file_base(
     if 'held_out' not in df: return None
     df = df[(df.held_out == 'test') & (df.pretrain_on.isna() | (df.pretrain_on == df.data))]
     names = [f.name for f in fields(Experiment)]
-    common = [json.dumps({**dict(zip(names, r)), 'method': 'gmml', 'seed': 0, 'pretrain_on': None})
+    common = [json.dumps({**dict(zip(names, r)), 'method': 'gmml', 'seed': 0, 'draw': None, 'pretrain_on': None})
               for r in df[names].itertuples(index=False)]
     return Experiment(**json.loads(pd.Series(common).mode()[0])) if common else None
 
@@ -129,7 +129,7 @@ def transfer_runs(
     df = pd.concat(dfs).drop_duplicates('id')
     df = df[(df.held_out == 'test') & df.arch.str.contains(arch)]
     df['start'] = df.pretrain_on.fillna(df.data).where(~df.method.isin(['random', 'random_long', 'timm']), df.method)
-    same = [f.name for f in fields(Experiment) if f.name not in ('method', 'seed', 'pretrain_on')]
+    same = [f.name for f in fields(Experiment) if f.name not in ('method', 'seed', 'draw', 'pretrain_on')]
     df['same'] = [str(tuple(r)) for r in df[same].astype(object).fillna('').itertuples(index=False)]
     groups = [d.drop(columns='same').reset_index(drop=True) for _,d in df.groupby('same', sort=False)
               if (d.pretrain_on.notna() & (d.pretrain_on != d.data)).any()]
@@ -181,7 +181,7 @@ def claim(
     if n == 2 and abs(mean) <= half: return f'not tested here: two seeds cannot tell {a} from {b}, {mean:+.1f} ± {half:.1f} points'
     how = 'ahead of' if mean > half else 'behind' if mean < -half else 'not clearly apart from'
     return (f'{"holds" if mean > half else "does not hold"} here: {a} {how} {b}, '
-            f'{mean:+.1f} ± {half:.1f} points over {n} seeds')
+            f'{mean:+.1f} ± {half:.1f} points over {_over(df, a, b, by)}')
 
 # %% ../nbs/72_paper.ipynb #233f7b89
 def claims(
