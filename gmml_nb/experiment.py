@@ -506,7 +506,7 @@ def read_results(
     file: JSON lines
     Returns (pd.DataFrame): A row a run, the fields of experiment and recipe as columns; empty where there is no file
     """
-    rows = [{**({'draw': None} if 'experiment' in r else {}),   # before there was one
+    rows = [{**(asdict(Experiment()) if 'experiment' in r else {}),   # of fields that came later, what they were before
              **{k: v for k,v in r.items() if k not in ('experiment', 'recipe', 'finetuning')}, **r.get('recipe', {}), **r.get('experiment', {}),
              'recipe': r.get('experiment', {}).get('recipe')} for r in _lines(file)]
     for r in rows:
