@@ -2,7 +2,7 @@
 
 Fine-tuning on a hundred labels sees a hundred images, hundreds of times, and in the end the classifier knows those by heart. What pretraining has learnt from all the others is not asked for any more, and is
 lost by and by. There is a simple remedy: keep asking. Each step of fine-tuning adds the reconstruction loss of a batch of unlabelled images, which goes through the same encoder and through a decoder. It has been found to
-help small data sets much, with no pretraining before it (SSAT, arXiv 2310.20704, on MAE) and after one (SSMAE, arXiv 2601.20072). Whether it helps, and from which number of labels on, is a matter of runs: `gmml_sweep kept --change "labels=100"` compares [both starts](70_ablations.ipynb), with the loss and without. No results of such runs are shown here yet.
+help small data sets much, with no pretraining before it (SSAT, arXiv 2310.20704, on MAE) and after one (SSMAE, arXiv 2601.20072). Whether it helps, and from which number of labels on, is a matter of runs: `gmml_sweep kept` compares both starts, with the loss and without; [at the end](#what-it-was-worth-on-digits) is what came out on digits. On larger images it has not been measured yet.
 
 Docs: https://gmml-nb.github.io/gmml_nb/keep.html.md"""
 
