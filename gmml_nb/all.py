@@ -13,7 +13,7 @@ from .decoder import GMMLAutoencoder, PointwiseDecoder
 from .loss import MaskedL1Loss, MaskedMSELoss
 from .checkpoint import Checkpoint
 from .vit import read_config
-from .weights import load_encoder
+from .weights import example_encoder, load_encoder
 from .core import pick_device
 from .recipe import RECIPES, Recipe, get_recipe
 from .training import ClipEach, LogEvery, SkipValidation, all_processes

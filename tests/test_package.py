@@ -58,14 +58,14 @@ def test_import_all_from_wheel(installed, probe):
 
 def test_archive_holds_what_builds_the_package_and_no_more(archive):
     with tarfile.open(archive) as t: names = {m.name.split('/', 1)[1] for m in t.getmembers() if m.isfile()}
-    ours = {f'gmml_nb/{p.name}' for p in (ROOT/'gmml_nb').iterdir() if p.is_file()}
+    ours = {p.relative_to(ROOT).as_posix() for p in (ROOT/'gmml_nb').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
     assert archive.name == f"gmml_nb-{settings()['version']}.tar.gz"
     want = ours | set('settings.ini setup.py pyproject.toml MANIFEST.in README.md CHANGELOG.md LICENSE PKG-INFO setup.cfg'.split())
     assert {o for o in names if not o.startswith('gmml_nb.egg-info/')} == want
 
 
 def test_wheel_holds_the_package_alone(probe):
-    assert 'gmml_nb/paper.csv' in probe['files']
+    assert {'gmml_nb/paper.csv', *(f'gmml_nb/gmml-cifar10/{o}' for o in ('config.json', 'model.safetensors', 'decoder.safetensors', 'README.md'))} <= set(probe['files'])
     assert {o.split('/')[0] for o in probe['files'] if not o.startswith(('../', 'bin/'))} == {'gmml_nb', f"gmml_nb-{settings()['version']}.dist-info"}
     assert {o for o in probe['files'] if o.endswith('.py')} == {f'gmml_nb/{p.name}' for p in (ROOT/'gmml_nb').glob('*.py')}
 
