@@ -554,7 +554,7 @@ def finetune_learner(
         model = load_encoder(encoder, n, size, chans, arch, model_args, r.drop_path, weights, pos_init, r.pool)
     dls = adopt_images(dls, encoder, r.crop_pct, 'crop_pct' in overrides)
     if hasattr(dls, 'crop_pct'): r = replace(r, crop_pct=dls.crop_pct)
-    kept = [] if unlabelled is None else [KeepLoss(model, unlabelled, kept_recipe(encoder, model, keep_recipe), image_stats(dls), r.keep, encoder if weights else None, seed)]
+    kept = [] if unlabelled is None else [KeepLoss(model, unlabelled, kept_recipe(encoder, model, keep_recipe), image_stats(dls), r.keep, encoder if weights else None, seed, getattr(dls, 'depth', None))]
     mix = [MixupCutmix(n, r, seed)] if r.mixup or r.cutmix else [SmoothLabels(r.smoothing)]
     only_callbacks(cbs)
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None

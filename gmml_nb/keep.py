@@ -12,16 +12,17 @@ Docs: https://gmml-nb.github.io/gmml_nb/keep.html.md"""
 __all__ = ['kept_recipe', 'KeepLoss']
 
 # %% ../nbs/58_keep.ipynb #c0de5805
+from dataclasses import asdict
 import torch
 from torch import distributed as dist, nn
 from fastcore.all import patch
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import CastToTensor, Learner
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from .data import ImageLoaders, pixels_and_sizes
 from .vit import GMMLEncoder, model_place, read_config, upper_blocks
 from .recipe import Recipe, augment, get_recipe, gmml_model, make_alien, recipe_loss
+from .identity import images_hash
 from .training import warmup_cosine
 from .weights import load_decoder
 
@@ -56,6 +57,7 @@ class KeepLoss(Callback):
     weight (default 1.0): Of this loss beside the classifier's; (first, last): along a cosine
     encoder (default None): Where the classifier comes from, for the decoder that belongs to it
     seed (int, default 42): Of order, crops and corruption
+    depth (dict, default None): Black and white of the classifier's deep files; None: there are none
     """
     order,run_valid = CastToTensor.order + .2,False   # sees the labelled images before they are mixed; adds its loss inside autocast
     def __init__(self,
@@ -66,22 +68,25 @@ class KeepLoss(Callback):
         weight=1.,           # Of this loss beside the classifier's; (first, last): along a cosine
         encoder=None,        # Where the classifier comes from, for the decoder that belongs to it
         seed:int=42,         # Of order, crops and corruption
+        depth:dict=None,     # Black and white of the classifier's deep files; None: there are none
     ):
-        check_kept(vit, unlabelled)
+        check_kept(vit, unlabelled, depth)
         self.recipe,self.weight,self.seed,self.alien = recipe,weight,seed,make_alien(recipe)
         self.stats = [torch.as_tensor(o, dtype=torch.float).view(-1, 1, 1) for o in stats]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.auto = gmml_model(GMMLEncoder.around(vit, recipe.blocks), recipe)
-        self.err,self.source,self.it,self.losses = recipe_loss(self.auto.encoder, recipe),unlabelled.train,None,[]
+        self.err,self.source,self.it,self.losses = recipe_loss(self.auto.encoder, recipe),unlabelled.train.new(),None,[]   # the loaders that were given stay where they are
         self.take_decoder(encoder)
-        n,self.facts = len(self.source.dataset),dict(unlabelled=len(self.source.dataset), unlabelled_bs=unlabelled.bs)
+        n = len(self.source.dataset)
         if not rank_distrib(): print(f'the reconstruction loss is kept: {n:,} unlabelled images, {min(n, unlabelled.bs)} in a step, weight {weight}')
     @property
     def decoder(self): return self.auto.decoder
+    @property
+    def facts(self): return dict(unlabelled=images_hash(self.source.dataset), unlabelled_bs=self.source.bs, kept=asdict(self.recipe))   # of one run
 
 # %% ../nbs/58_keep.ipynb #c0de5812
-def check_kept(vit, unlabelled):
+def check_kept(vit, unlabelled, depth=None):
     "Raise a `ValueError` unless these images can go through this transformer"
     if not hasattr(vit, 'forward_intermediates') or not hasattr(vit, 'blocks'): raise ValueError(f'the reconstruction loss needs a vision transformer, and the classifier is a {type(vit).__name__}')
     if not isinstance(unlabelled, ImageLoaders) or hasattr(unlabelled.train.dataset, 'vocab'):
@@ -89,6 +94,8 @@ def check_kept(vit, unlabelled):
     size,chans = tuple(vit.patch_embed.img_size),vit.patch_embed.proj.in_channels
     if tuple(unlabelled.size) != size or unlabelled.in_chans != chans:
         raise ValueError(f'unlabelled images of {unlabelled.in_chans} channels and size {tuple(unlabelled.size)}, and labelled ones of {chans} and {size}: give the same size and in_chans to pretrain_dls')
+    for k in {*(depth or {})} & {*(unlabelled.depth or {})}:
+        if list(depth[k]) != list(unlabelled.depth[k]): raise ValueError(f'{k} files: black and white of the unlabelled images are {unlabelled.depth[k]}, of the labelled ones {depth[k]}: give depth={depth} to pretrain_dls')
 
 @patch
 def take_decoder(self:KeepLoss, encoder):

@@ -48,6 +48,7 @@ def token_and_mean(
 ) -> nn.Module:      # The same model
     "Widen a head: it starts as the old one on the mean of the two"
     if type(model) is not VisionTransformer: raise ValueError(f"pool='both': a {type(model).__name__} has no class token with patches beside it, take 'token' or 'avg'")
+    if not model.num_classes: raise ValueError("pool='both' is what a head reads, and there is none: give n_classes")
     head = nn.Linear(2*model.embed_dim, model.num_classes)
     with torch.no_grad(): head.weight.copy_(model.head.weight.repeat(1, 2)/2), head.bias.copy_(model.head.bias)
     model.__class__,model.head = TokenAndMean,head

@@ -12,8 +12,9 @@ from gmml_nb.cli import gmml_finetune
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.experiment import Experiment, change
 from gmml_nb.finetune import finetune_learner
-from gmml_nb.keep import KeepLoss
+from gmml_nb.keep import KeepLoss, check_kept
 from gmml_nb.pretrain import gmml_learner
+from gmml_nb.recipe import Recipe
 from gmml_nb.training import all_processes
 from common import code, ranks
 
@@ -121,6 +122,29 @@ def test_refused(folder):
     for kw,words in ((dict(unlabelled='photos'), "unlabelled=pretrain_dls"), (dict(unlabelled=labelled()), 'without labels'), (dict(unlabelled=None, keep=.5), 'give unlabelled='),
                      (dict(keep=-1), 'keep=-1'), (dict(keep=(1., 2., 3.)), 'keep='), (dict(unlabelled=pretrain_dls(images(), size=16, bs=8, device='cpu')), 'same size'), (dict(keep_recipe='papr'), "Did you mean 'paper'")):
         with pytest.raises(ValueError, match=re.escape(words)): learner(folder, **kw)
+
+def test_depth_of_the_two_must_agree():
+    "16-bit files on two scales would be two kinds of images"
+    deep = plain()
+    deep.depth = {'16-bit': [0, 4095]}
+    with pytest.raises(ValueError, match=re.escape("give depth={'16-bit': [0, 414]} to pretrain_dls")): check_kept(learner(unlabelled=None).model, deep, {'16-bit': [0, 414]})
+    check_kept(learner(unlabelled=None).model, deep, {'16-bit': [0, 4095]})
+
+def test_loaders_stay_where_they_are():
+    u = plain()
+    before = u.train.epoch, u.train.skip
+    fit(learner(unlabelled=u))
+    assert (u.train.epoch, u.train.skip) == before
+
+def test_a_finished_run_is_known_by_images_and_recipe(folder, tmp_path):
+    "Other unlabelled images, or another corruption, are another run"
+    def run(**kw):
+        learn = learner(folder, **kw)
+        with learn.no_bar(), learn.no_logging(): learn.fit_finetune(1, checkpoint=tmp_path/'ck')
+    run(), run()
+    other = pretrain_dls(images()[:, ::-1].copy(), size=8, bs=8, valid_pct=0, device='cpu')
+    for kw in (dict(unlabelled=other), dict(keep_recipe=Recipe(blocks=(2, 3)))):
+        with pytest.raises(ValueError, match='another run'): run(**kw)
 
 def test_two_processes_agree(folder, tmp_path):
     "The same weights on both, of the decoder as well; each its own images"
