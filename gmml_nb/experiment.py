@@ -32,7 +32,7 @@ from .datasets import DATASETS, Labelled, class_order, get_dataset
 from .sources import as_labelled
 from .data import ImageLoaders, _finetune_splits, finetune_dls, pretrain_dls
 from .recipe import Recipe, get_recipe
-from .training import SkipValidation, all_processes
+from .training import SkipValidation, all_processes, step_images
 from .baselines import METHODS
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
 from .evaluate import interval, own_stats
@@ -424,7 +424,7 @@ def finetuned(self:Experiment,
     with quiet(): learn = finetune_learner(dls, start, fine, accuracy, self.arch, args, seed=self.finetune_seed, pos_init=pre.pos_init, **kept)
     ck = work and Path(work)/self.id/'checkpoint'
     with plain_training(learn): learn.fit_finetune(epochs, cbs=[clock, SkipValidation(), *listify(cbs)], checkpoint=ck)
-    n = seen(len(dls.train.dataset), self.finetune_bs) + (len(dls.train)*unlabelled.bs*max(1, num_distrib()) if self.kept else 0)
+    n = seen(len(dls.train.dataset), self.finetune_bs) + (len(dls.train)*step_images(unlabelled) if self.kept else 0)
     return learn, epochs*n, round(clock.secs, 3)
 
 # %% ../nbs/68_experiment.ipynb #71cb459b
