@@ -342,17 +342,16 @@ def write_classifier(
 
 # %% ../nbs/95_cli.ipynb #95000034
 def finetune_facts(o):
-    "Arguments of the encoder, those of them that were typed, and the recipe"
-    from gmml_nb.finetune import FINETUNE_RECIPES
+    "Arguments of the encoder, those of them that were typed, and the changes of the recipe"
+    from gmml_nb.finetune import FinetuneRecipe
     from gmml_nb.weights import pool_changes
     patch = parse_side(o.patch_size, 'patch_size')
     shape = without_none(patch_size=patch, embed_dim=o.embed_dim, depth=o.depth, num_heads=o.num_heads)
-    r = FINETUNE_RECIPES[known(o.recipe, FINETUNE_RECIPES, 'fine-tuning recipe')]
     change = parse_fields(o.change) | without_none(lr=o.lr, freeze=o.freeze, layer_decay=o.layer_decay)
-    r = override(r, **change)
+    r = override(FinetuneRecipe(), **change)
     if r.pool == 'both': raise ValueError("pool=both trains a head that timm cannot build, and this command writes for timm: take pool=avg or pool=token")
     args = check_encoder(o.encoder, o.arch, pool_changes(r.pool, shape), parse_side(o.size, 'size'), o.in_chans)
-    return args, shape, r
+    return args, shape, change
 
 def unlabelled_dls(o, dls):
     "Images on which the reconstruction loss is kept, prepared as the labelled ones"
@@ -384,10 +383,10 @@ def run_finetune(
     from fastai.metrics import accuracy, top_k_accuracy
     from gmml_nb.finetune import finetune_learner
     from gmml_nb.training import all_processes
-    args,model_args,r = finetune_facts(o)
+    args,model_args,change = finetune_facts(o)
     ck,dls = checkpoint_of(o, 'gmml_finetune'),labelled_dls(o, args)
     n,metrics = len(dls.vocab),[accuracy, top_k_accuracy]   # of the first five
-    learn = finetune_learner(dls, o.encoder, r, metrics if n > 5 else metrics[:1], o.arch, model_args, seed=o.seed, unlabelled=unlabelled_dls(o, dls))
+    learn = finetune_learner(dls, o.encoder, o.recipe, metrics if n > 5 else metrics[:1], o.arch, model_args, seed=o.seed, unlabelled=unlabelled_dls(o, dls), **change)
     print(f'{len(dls.train.dataset):,} labelled images of {n} classes, {o.epochs} epochs of {len(dls.train)} steps')
     more = dict(recipe=asdict(learn.recipe), vocab=list(map(str, dls.vocab)))
     note = partial(save_settings, o.out, 'gmml_finetune', vars(o), **more)
@@ -408,7 +407,7 @@ def run_finetune(
             lr="Peak learning rate of a batch of 512; it grows with the batch; left out: the recipe's")
 def gmml_finetune(
     data=None, encoder=None, unlabelled=None, root=None, out='gmml_classifier', labels=None, epochs=100, lr=None, bs=64, augment='deit',
-    recipe='deit', change=None, freeze=None, layer_decay=None, size=None, resize=None, arch=None, patch_size=None,
+    recipe='auto', change=None, freeze=None, layer_decay=None, size=None, resize=None, arch=None, patch_size=None,
     in_chans=None, embed_dim=None, depth=None, num_heads=None, valid_pct=.2, checkpoint=None, save_minutes=5.,
     save_steps=None, fp16=False, bf16=False, workers=0, device=None, seed=42, on_error='raise', settings=None,
 ): # A trained `Learner`

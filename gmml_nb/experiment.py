@@ -61,6 +61,7 @@ class Experiment:
     epochs: int = 300             # of pretraining
     bs: int = 64                  # images of a pretraining step, in each process
     valid_pct: float = 0.         # share of the images held out of pretraining, for its loss
+    finetune_recipe: str = 'deit' # a name in `FINETUNE_RECIPES`
     finetune: dict = None         # fields of `FinetuneRecipe` to change
     finetune_epochs: int = 100    # of fine-tuning
     finetune_bs: int = 64         # images of a fine-tuning step, in each process
@@ -95,7 +96,7 @@ def recipes(self:Experiment) -> tuple: # `Recipe`, `FinetuneRecipe`
     Returns (tuple): `Recipe`, `FinetuneRecipe`
     """
     new = {**(self.change or {}), **FIXED.get(self.method, {})}
-    return get_recipe(self.recipe, **new), override(FINETUNE_RECIPES['deit'], **(self.finetune or {}))
+    return get_recipe(self.recipe, **new), override(FINETUNE_RECIPES[known(self.finetune_recipe, FINETUNE_RECIPES, 'fine-tuning recipe')], **(self.finetune or {}))
 
 # %% ../nbs/68_experiment.ipynb #bbe84431
 def change(
@@ -122,6 +123,7 @@ def change(
         epochs (int, default 300): of pretraining
         bs (int, default 64): images of a pretraining step, in each process
         valid_pct (float, default 0.0): share of the images held out of pretraining, for its loss
+        finetune_recipe (str, default 'deit'): a name in `FINETUNE_RECIPES`
         finetune (dict, default None): fields of `FinetuneRecipe` to change
         finetune_epochs (int, default 100): of fine-tuning
         finetune_bs (int, default 64): images of a fine-tuning step, in each process
@@ -152,7 +154,7 @@ def counts(self:Experiment,
     return len(idxs), len(ds.vocab)
 
 # %% ../nbs/68_experiment.ipynb #c17d0bf2
-FINETUNING = ('data', 'labels', 'finetune', 'finetune_epochs', 'finetune_bs', 'augment', 'spare', 'kept', 'draw', 'held_out')
+FINETUNING = ('data', 'labels', 'finetune_recipe', 'finetune', 'finetune_epochs', 'finetune_bs', 'augment', 'spare', 'kept', 'draw', 'held_out')
 
 @patch(as_prop=True)
 def facts(self:Experiment) -> dict: # JSON values
@@ -163,7 +165,7 @@ def facts(self:Experiment) -> dict: # JSON values
     """
     pre,fine = map(asdict, self.recipes)
     d = dict(asdict(self), recipe=pre, finetune=fine, pretrain_on=self.pretrain_on or self.data, pos_init=pre['pos_init'])
-    del d['change']
+    del d['change'], d['finetune_recipe']
     if d['labels'] == (self.counts()[0] if self.data in DATASETS else self.images): d['labels'] = None   # all of them; a folder is not read for this
     if self.method not in METHODS:
         for k in ('recipe', 'pretrain_on', 'bs', 'valid_pct') if not self.kept else (): del d[k]

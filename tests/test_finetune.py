@@ -1,6 +1,7 @@
 "Fine-tuning: where the encoder comes from, what is refused, rates by depth, freezing, mixing, and fastai's own tools"
 import hashlib, json, shutil, subprocess, sys, tempfile
-from dataclasses import fields
+from copy import copy
+from dataclasses import fields, replace
 from functools import lru_cache
 import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -16,10 +17,14 @@ from functools import partial
 from pathlib import Path
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from timm.layers import resample_abs_pos_embed
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb import export   # `export_classifier`
+from gmml_nb import finetune
 from gmml_nb.finetune import FINETUNE_RECIPES, FinetuneRecipe, SmoothLabels, MixupCutmix, as_loss, finetune_learner, ready_loss
 from gmml_nb.vit import GMMLEncoder, resample_positions
 from gmml_nb.weights import load_encoder, write_model
@@ -56,7 +61,7 @@ def labelled(size=8, c=3, bs=8, recipe=None, **kw): return finetune_dls(images(s
 
 def learner(encoder=None, dls=None, **kw):
     if encoder is None: kw = dict(dict(arch=ARCH, model_args=TINY), **kw)
-    return finetune_learner(dls or labelled(), encoder, **kw)
+    return finetune_learner(dls or labelled(), encoder, **{'recipe': 'deit', **kw})
 
 def fit(learn, n=2):
     with learn.no_bar(), learn.no_logging(): learn.fit_finetune(n)
@@ -74,7 +79,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 
 CHANGED = dict(
     lr=(1e-3, {}), lr_start=(1e-5, {}), lr_end=(1e-6, {}), warmup=(0, {}), wd=(.5, {}), drop_path=(.9, {}), mixup=(0., {}),
-    cutmix=(0., {}), switch=(0., {}), smoothing=(.3, {}), layer_decay=(.5, {}), freeze=(1, {}), pool=('avg', {}))
+    cutmix=(0., {}), switch=(0., {}), smoothing=(.3, {}), layer_decay=(.5, {}), freeze=(1, {}), head=('probe', {}), pool=('avg', {}))
 
 @lru_cache(maxsize=None)
 def run_with(settings): return digest(fit(learner(**json.loads(settings))).model)
@@ -206,9 +211,9 @@ def test_every_pooling_trains_and_comes_back(kind, tmp_path):
     with torch.no_grad():
         tokens = vit.norm(vit.forward_intermediates(x, 1, norm=False, output_fmt='NLC', intermediates_only=True)[0])
         if kind != 'distilled': assert torch.allclose(vit(x), tokens.mean(1), atol=1e-6)
-    learn = finetune_learner(dls, folder, model_args=o.get('ask'), lr=.05)
+    learn = finetune_learner(dls, folder, 'deit', model_args=o.get('ask'), lr=.05)
     want = o.get('ask', {}).get('global_pool') or ('avg' if vit.cls_token is None else 'token')
-    assert learn.model.global_pool == want and digest(learn.model) == digest(finetune_learner(dls, pre, model_args=o.get('ask')).model)
+    assert learn.model.global_pool == want and digest(learn.model) == digest(finetune_learner(dls, pre, 'deit', model_args=o.get('ask')).model)
     assert type(learn.model.norm).__name__ == 'LayerNorm'
     before = {k: v.clone() for k,v in learn.model.state_dict().items()}
     fit(learn, 1)
@@ -698,3 +703,61 @@ def test_read_in_a_new_process(tmp_path):
     code = f"from fastai.learner import load_learner; l = load_learner({str(tmp_path/'m.pkl')!r}); l.export_classifier({str(tmp_path/'c')!r})"
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
     assert json.loads((tmp_path/'c'/'config.json').read_text())['finetune']['images'] == len(learn.dls.train.dataset)
+
+# The head first, and few labels --------------------------------------------------------------------------------------
+
+def features_and_answers(learn):
+    "Of the training images, plain: what the head reads, class numbers, probabilities"
+    ds = copy(learn.dls.train.dataset)
+    ds.augment = None
+    x,y = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*learn.dls.train.new(ds, shuffle=False, drop_last=False)))
+    vit = learn.model.eval()
+    with torch.no_grad(): return vit.forward_head(vit.forward_features(x), pre_logits=True).numpy(), y.numpy(), vit(x).softmax(-1).numpy()
+
+@pytest.mark.parametrize('pool', ['token', 'avg'])
+@pytest.mark.parametrize('n', [2, 4])
+def test_head_is_logistic_regression(folder, pool, n):
+    "It answers as scikit-learn's pipeline does; the encoder is as it was; no random number is drawn"
+    x,y = images()
+    dls = finetune_dls((x, [f'{int(o[-1]) % n}' for o in y]), size=8, bs=7, recipe='light', device='cpu')
+    torch.manual_seed(3)
+    learn = learner(folder, dls, head='probe', pool=pool)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    twin = learner(folder, dls, pool=pool)
+    assert torch.rand(1) == drawn and same(body(learn.model), body(twin.model))
+    f,y,p = features_and_answers(learn)
+    fit = make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=1000)).fit(f, y)
+    assert p.shape == (len(y), n) and np.allclose(p, fit.predict_proba(f), atol=1e-4)
+
+def test_head_of_classes_without_an_image(folder):
+    dls = labelled()
+    dls.train.dataset.labels = dls.train.dataset.labels.clamp(max=2)
+    f,y,p = features_and_answers(learner(folder, dls, head='probe'))
+    assert set(y) == {0, 1, 2} and (p[:, 3] < p[:, :3].max(1)).all() and (p.argmax(1) == y).mean() > .5
+    dls.train.dataset.labels = dls.train.dataset.labels*0   # one class: nothing to fit
+    assert torch.equal(learner(folder, dls, head='probe').model.head.weight, learner(folder, dls).model.head.weight)
+
+def test_both_heads_of_a_distilled_transformer():
+    m = learner(arch='deit_tiny_distilled_patch16_224', head='probe').model
+    assert m.head.weight.abs().sum() > 0 and not torch.equal(m.head.weight, m.head_dist.weight)
+
+@pytest.mark.parametrize('limit,name', [(10, 'few'), (9, 'deit')])
+def test_auto_goes_by_the_labels_of_a_class(folder, capsys, monkeypatch, limit, name):
+    "Of 38 images of four classes; what is said by hand holds"
+    monkeypatch.setattr(finetune, 'FEW_LABELS', limit)
+    learn = finetune_learner(labelled(), folder, lr=.05)
+    assert f"10 labelled images a class: recipe='{name}'" in capsys.readouterr().out
+    assert replace(learn.recipe, crop_pct=FinetuneRecipe().crop_pct) == replace(FINETUNE_RECIPES[name], lr=.05)
+
+def test_few_leaves_a_settled_pooling_alone(folder):
+    few = lambda e, **kw: learner(e, recipe='few', **kw)
+    assert few(folder).recipe.pool == 'avg' and few(None).recipe.pool == 'avg' and few(folder, pool='token').recipe.pool == 'token'
+    assert few(folder, model_args=dict(global_pool='token')).model.global_pool == 'token'
+    assert few(None, arch='deit_tiny_distilled_patch16_224').recipe.pool is None
+    assert finetune.has_own_pool('vit_tiny_patch16_224', None, None) and not finetune.has_own_pool(folder, None, {})
+
+def test_recipes_that_are_none(folder):
+    for recipe,words in (('few shot', 'few'), ('DeiT', 'deit'), (3, "'deit', 'few', 'auto', or a FinetuneRecipe"), (None, 'or a FinetuneRecipe')):
+        with pytest.raises(ValueError, match=words): learner(folder, recipe=recipe)
+    with pytest.raises(ValueError, match="Did you mean 'probe'"): learner(folder, head='prob')
