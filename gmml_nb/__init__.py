@@ -10,7 +10,7 @@ Modules:
 - `gmml_nb.convert`: Weights in the format of the authors, of timm, of DINO and of our own runs become folders that timm loads, every entry accounted for
 - `gmml_nb.corruption`: Groups of connected tokens, and what is put in their place
 - `gmml_nb.experiment`: A run as a value, its name, its line in a file of results, and what several lines say together
-- `gmml_nb.finetune`: From a pretrained encoder to a classifier, with the recipe of DeiT
+- `gmml_nb.finetune`: From a pretrained encoder to a classifier, with the recipe of DeiT, or one for few labels
 - `gmml_nb.keep`: While a classifier is fine-tuned on few labels, it goes on restoring images that have none
 - `gmml_nb.pretrain`: The GMML callback, and a fastai `Learner` that restores corrupted images
 - `gmml_nb.recipe`: Every choice of a run as a value, and what it names: corruption, augmentation, decoder, loss

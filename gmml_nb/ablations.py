@@ -72,6 +72,10 @@ def _labels(b, root=None):
     return [dict(labels=round(n*f), method=m, finetune_epochs=round(b.finetune_epochs/f))   # as many steps for every number of labels
             for m in ('gmml', 'random') for f in (.01, .05, .2, 1) if round(n*f) >= c]
 
+def _few(b, root=None):
+    c = b.counts(root)[1]
+    return [dict(labels=n*c, method=m, finetune_epochs=e) for m in ('gmml', 'mae', 'random') for n,e in ((10, 60), (25, 60), (100, 30))]
+
 # %% ../nbs/70_ablations.ipynb #0e4fca06
 SWEEPS = dict(
     methods=[dict(method=m) for m in ('gmml', 'mae', 'simmim', 'autoencoder', 'random', 'random_long')],   # Tables 1 and 6
@@ -83,12 +87,13 @@ SWEEPS = dict(
     groups=lambda b, _: [dict(amount=m, max_side=s, **exactly(m)) for s in (b.recipes[0].max_side, 0.) for m in (.3, .7)],   # section 2.2
     loss=[dict(loss=o) for o in ('l1', 'l2')],                                                             # section 2.3
     labels=_labels,                                                                                        # the abstract
+    few=_few,                                                                                              # ten to a hundred labels of a class
     kept=[dict(method=m, kept=k) for m in ('gmml', 'random') for k in (True, False)],                      # SSAT, SSMAE
     finetuning=lambda b, _: [dict(finetune_epochs=b.finetune_epochs*k, method=m) for m in ('gmml', 'random') for k in (1, 3, 5)],   # section 3.2
     settings=_settings,                                                                                    # where a base may be wrong for GMML
     augmentation=[dict(augmentation='light'), dict(augmentation='strong', **STRONG)],                      # appendix C.1
     choices=_choices)                                                                                      # what the paper leaves open
-AXES = dict(groups=('amount', 'max_side'), labels=('labels', 'method'), kept=('method', 'kept'), finetuning=('finetune_epochs', 'method'))   # where there are two
+AXES = dict(groups=('amount', 'max_side'), labels=('labels', 'method'), few=('labels', 'method'), kept=('method', 'kept'), finetuning=('finetune_epochs', 'method'))   # where there are two
 WORDS = ('amount', 'augmentation', 'choice', 'setting', 'source')                           # names of variants that are not fields
 
 # %% ../nbs/70_ablations.ipynb #415d4a09
@@ -104,6 +109,7 @@ BASES = dict(
     flowers=Experiment(data='flowers', **_photos),
     imagenet_5pct=Experiment(data='imagenet_5pct', arch='vit_small_patch16_224', **{**_photos, 'epochs': 400, 'finetune_epochs': 400}))
 BASES['cifar10'] = replace(BASES['fashion_mnist'], data='cifar10', size=32, epochs=60, finetune_epochs=30)
+BASES['cifar10_few'] = replace(BASES['cifar10'], images=None, epochs=16, bs=32, labels=1000, finetune_recipe='few', finetune=dict(crop_pct=1.))   # 50,000 images, few of them labelled
 BASES['fashion_mnist_2000'] = replace(BASES['fashion_mnist'], images=2000, epochs=25, finetune_epochs=20)
 for _k in ('pets', 'cub', 'aircraft', 'cars'): BASES[_k] = replace(BASES['flowers'], data=_k)
 

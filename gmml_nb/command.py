@@ -284,7 +284,7 @@ OPTIONS['recipe'] = dict(
 
 # %% ../nbs/91_command.ipynb #95000013
 OPTIONS['run'] = dict(
-    sweep=('sweep', 'methods, timm, corruption, amount, fusion, length, groups, loss, labels, kept, finetuning, '
+    sweep=('sweep', 'methods, timm, corruption, amount, fusion, length, groups, loss, labels, few, kept, finetuning, '
                     'settings, augmentation, choices, equal_seconds'),
     base=('word', 'What every run has in common: digits, fashion_mnist, flowers, pets, cub, aircraft, cars...'),
     starts=('starts', 'What to compare: random, random_long, autoencoder, simmim, mae, gmml'),

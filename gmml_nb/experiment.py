@@ -27,14 +27,14 @@ from fastai.callback import progress   # `no_bar`
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
-from .core import known, number, override, pick_device
+from .core import known, number, pick_device
 from .datasets import DATASETS, Labelled, class_order, get_dataset
 from .sources import as_labelled
 from .data import ImageLoaders, _finetune_splits, finetune_dls, pretrain_dls
 from .recipe import Recipe, get_recipe
 from .training import SkipValidation, all_processes, step_images
 from .baselines import METHODS
-from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
+from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner, finetune_recipe
 from .evaluate import interval, own_stats
 
 # %% ../nbs/68_experiment.ipynb #b2bccc91
@@ -96,7 +96,7 @@ def recipes(self:Experiment) -> tuple: # `Recipe`, `FinetuneRecipe`
     Returns (tuple): `Recipe`, `FinetuneRecipe`
     """
     new = {**(self.change or {}), **FIXED.get(self.method, {})}
-    return get_recipe(self.recipe, **new), override(FINETUNE_RECIPES[known(self.finetune_recipe, FINETUNE_RECIPES, 'fine-tuning recipe')], **(self.finetune or {}))
+    return get_recipe(self.recipe, **new), finetune_recipe(known(self.finetune_recipe, FINETUNE_RECIPES, 'fine-tuning recipe'), pretrained=not self.method.startswith('random'), **(self.finetune or {}))
 
 # %% ../nbs/68_experiment.ipynb #bbe84431
 def change(

@@ -1,4 +1,4 @@
-"""From a pretrained encoder to a classifier, with the recipe of DeiT
+"""From a pretrained encoder to a classifier, with the recipe of DeiT, or one for few labels
 
 Pretraining has left an encoder that knows something about images and nothing about classes. A linear head is put on it, and all
 of it is trained on the labelled images (appendix C.1). The paper says "the protocol of DeiT" and no more; the
@@ -84,7 +84,7 @@ class FinetuneRecipe:
 # %% ../nbs/60_finetune.ipynb #1d944778
 FINETUNE_RECIPES = dict(
     deit=FinetuneRecipe(),
-    few=FinetuneRecipe(lr=.016, mixup=0., cutmix=0., layer_decay=.7, head='probe', pool='avg'))
+    few=FinetuneRecipe(lr=.032, mixup=0., cutmix=0., layer_decay=.7, head='probe', pool='avg'))
 FEW_LABELS = 100   # of a class: up to here 'auto' takes 'few'
 
 # %% ../nbs/60_finetune.ipynb #58862dc7
@@ -101,6 +101,7 @@ FINETUNE_WORDS = dict(learning_rate='lr', max_lr='lr', base_lr='lr', lr_max='lr'
 def finetune_recipe(
     recipe='auto', # A name in `FINETUNE_RECIPES`, 'auto', or a `FinetuneRecipe`
     labels=None,   # Labelled images of a class, for 'auto'
+    pretrained=True, # Does the encoder know anything yet? Where it does not, a named recipe has one rate for all blocks
     **overrides,   # Fields to change
 ) -> FinetuneRecipe:
     "A recipe by name, or by the number of labels, with some fields changed"
@@ -109,8 +110,10 @@ def finetune_recipe(
     if recipe == 'auto':
         recipe = 'few' if labels <= FEW_LABELS else 'deit'
         if not rank_distrib(): print(f"{labels:.0f} labelled images a class: recipe='{recipe}'")
-    r = FINETUNE_RECIPES[known(recipe, names, 'fine-tuning recipe')] if isinstance(recipe, str) else recipe
-    return override(r, FINETUNE_WORDS, **overrides)
+    if isinstance(recipe, str):
+        recipe = FINETUNE_RECIPES[known(recipe, names, 'fine-tuning recipe')]
+        if not pretrained: recipe = replace(recipe, layer_decay=1.)
+    return override(recipe, FINETUNE_WORDS, **overrides)
 
 # %% ../nbs/60_finetune.ipynb #few00003
 def has_own_pool(encoder, arch, model_args):
@@ -597,7 +600,7 @@ def finetune_learner(
     if unlabelled is None and ('keep' in overrides or keep_recipe): raise ValueError('keep= and keep_recipe= are about unlabelled images: give unlabelled=pretrain_dls(...), too')
     with torch.random.fork_rng():
         n,size,chans = check_labelled(dls)
-        r = finetune_recipe(recipe, len(dls.train.dataset)/n, **overrides)
+        r = finetune_recipe(recipe, len(dls.train.dataset)/n, weights and encoder is not None, **overrides)
         if isinstance(recipe, str) and 'pool' not in overrides and has_own_pool(encoder, arch, model_args): r = replace(r, pool=None)
         torch.manual_seed(seed)
         model = load_encoder(encoder, n, size, chans, arch, model_args, r.drop_path, weights, pos_init, r.pool)

@@ -750,10 +750,12 @@ def test_auto_goes_by_the_labels_of_a_class(folder, capsys, monkeypatch, limit, 
     assert f"10 labelled images a class: recipe='{name}'" in capsys.readouterr().out
     assert replace(learn.recipe, crop_pct=FinetuneRecipe().crop_pct) == replace(FINETUNE_RECIPES[name], lr=.05)
 
-def test_few_leaves_a_settled_pooling_alone(folder):
+def test_few_goes_by_where_the_weights_come_from(folder):
     few = lambda e, **kw: learner(e, recipe='few', **kw)
     assert few(folder).recipe.pool == 'avg' and few(None).recipe.pool == 'avg' and few(folder, pool='token').recipe.pool == 'token'
     assert few(folder, model_args=dict(global_pool='token')).model.global_pool == 'token'
+    decay = FINETUNE_RECIPES['few'].layer_decay   # protects what is known
+    assert decay < 1 and [few(folder).recipe.layer_decay, few(None).recipe.layer_decay, few(folder, weights=False).recipe.layer_decay, few(None, layer_decay=.5).recipe.layer_decay] == [decay, 1., 1., .5]
     assert few(None, arch='deit_tiny_distilled_patch16_224').recipe.pool is None
     assert finetune.has_own_pool('vit_tiny_patch16_224', None, None) and not finetune.has_own_pool(folder, None, {})
 

@@ -9,11 +9,10 @@ import shutil, sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from gmml_nb.ablations import BASES
-from gmml_nb.experiment import change
 from gmml_nb.export import write_card
 from gmml_nb.weights import example_encoder
 
-RUN = change(BASES['cifar10'], images=None, epochs=16, bs=32)
+RUN = BASES['cifar10_few']
 
 
 def halve(file, out):
