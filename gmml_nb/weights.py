@@ -6,12 +6,15 @@ Docs: https://gmml-nb.github.io/gmml_nb/weights.html.md"""
 
 # %% auto #0
 __all__ = ['write_model', 'encoder_source', 'match_tensors', 'load_encoder', 'image_stats', 'prepared', 'load_decoder',
-           'example_encoder']
+           'example_encoder', 'example_images']
 
 # %% ../nbs/48_weights.ipynb #1a9fbcde
 import copy, json, math, os, tempfile
 from pathlib import Path
 import gmml_nb, numpy as np, timm, torch
+from PIL import Image
+from matplotlib.cbook import get_sample_data
+from sklearn.datasets import load_sample_images
 from torch import nn
 from fastcore.all import listify
 from fastai.data.core import DataLoaders
@@ -335,9 +338,33 @@ def load_decoder(
     if not rank_distrib(): print(f'{len(own)} tensors of the decoder loaded' if fits else f'the decoder is new: that of {where} has other tensors')
 
 # %% ../nbs/48_weights.ipynb #c0de4832
-def example_encoder() -> Path: # As from `export_encoder`
-    """The folder of the encoder that comes with the package: GMML on CIFAR-10, 32 pixels
+def example_encoder(
+    method='gmml', # 'gmml' or 'mae'
+) -> Path:         # As from `export_encoder`
+    """The folder of an encoder that comes with the package, pretrained on CIFAR-10 at 32 pixels
 
+    method (default 'gmml'): 'gmml' or 'mae'
     Returns (Path): As from `export_encoder`
     """
-    return Path(gmml_nb.__file__).parent/'gmml-cifar10'
+    return Path(gmml_nb.__file__).parent/f"{known(method, ('gmml', 'mae'), 'encoder in the package:')}-cifar10"
+
+# %% ../nbs/48_weights.ipynb #c0de4836
+def example_images(
+    n:int=64,   # How many
+    seed:int=0, # Of places and sizes
+) -> np.ndarray: # uint8 (n, 32, 32, 3)
+    """Squares of three photographs that scikit-learn and matplotlib bring along, shrunk to 32 pixels
+
+    n (int, default 64): How many
+    seed (int, default 0): Of places and sizes
+    Returns (np.ndarray): uint8 (n, 32, 32, 3)
+    """
+    rng,res = np.random.default_rng(seed),[]
+    pictures = [*map(Image.fromarray, load_sample_images().images), Image.open(get_sample_data('grace_hopper.jpg')).convert('RGB')]
+    while len(res) < n:
+        pic = pictures[len(res) % 3]
+        side = rng.integers(128, min(pic.size) + 1)
+        x,y = (rng.integers(o - side + 1) for o in pic.size)
+        tile = np.array(pic.resize((32, 32), Image.LANCZOS, (x, y, x + side, y + side)))
+        if tile.std((0, 1)).min() > 30: res.append(tile)   # more than sky, or cloth
+    return np.stack(res)
