@@ -65,7 +65,7 @@ def test_archive_holds_what_builds_the_package_and_no_more(archive):
 
 
 def test_wheel_holds_the_package_alone(probe):
-    assert {'gmml_nb/paper.csv', *(f'gmml_nb/gmml-cifar10/{o}' for o in ('config.json', 'model.safetensors', 'decoder.safetensors', 'README.md'))} <= set(probe['files'])
+    assert {'gmml_nb/paper.csv', *(f'gmml_nb/{m}-cifar10/{o}' for m in ('gmml', 'mae') for o in ('config.json', 'model.safetensors', 'decoder.safetensors', 'README.md'))} <= set(probe['files'])
     assert {o.split('/')[0] for o in probe['files'] if not o.startswith(('../', 'bin/'))} == {'gmml_nb', f"gmml_nb-{settings()['version']}.dist-info"}
     assert {o for o in probe['files'] if o.endswith('.py')} == {f'gmml_nb/{p.name}' for p in (ROOT/'gmml_nb').glob('*.py')}
 
