@@ -84,7 +84,7 @@ class FinetuneRecipe:
 # %% ../nbs/60_finetune.ipynb #1d944778
 FINETUNE_RECIPES = dict(
     deit=FinetuneRecipe(),
-    few=FinetuneRecipe(lr=.032, mixup=0., cutmix=0., layer_decay=.7, head='probe', pool='avg'))
+    few=FinetuneRecipe(lr=.032, mixup=0., cutmix=0., layer_decay=.85, head='probe', pool='avg'))
 FEW_LABELS = 100   # of a class: up to here 'auto' takes 'few'
 
 # %% ../nbs/60_finetune.ipynb #58862dc7
