@@ -55,6 +55,7 @@ def export_classifier(self:Learner,
         raise ValueError('export_classifier needs a learner from finetune_learner; for one from gmml_learner there is export_encoder')
     model,dls = get_model(self.model),self.dls
     facts = dict(recipe=asdict(self.recipe), pretrained=self.pretrained, images=len(dls.train.dataset) or getattr(self, 'images', 0), **(getattr(self, 'ran', None) or what_ran(self)))
+    if hasattr(self, 'keep_loss'): facts |= dict(unlabelled=self.keep_loss.images, kept=asdict(self.keep_loss.recipe))
     config = dict(label_names=[str(o) for o in dls.vocab], finetune={**facts, **about}, **source_facts(self))
     way = image_way(dls)
     if way['resize'] is None and not rank_distrib(): print('how these loaders bring held-out images to size cannot be read: config.json says the middle of them, whole')

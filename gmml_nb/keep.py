@@ -78,7 +78,7 @@ class KeepLoss(Callback):
             self.auto = gmml_model(GMMLEncoder.around(vit, recipe.blocks), recipe)
         self.err,self.source,self.it,self.losses = recipe_loss(self.auto.encoder, recipe),unlabelled.train.new(),None,[]   # the loaders that were given stay where they are
         self.take_decoder(encoder)
-        n = len(self.source.dataset)
+        self.images = n = len(self.source.dataset)
         if not rank_distrib(): print(f'the reconstruction loss is kept: {n:,} unlabelled images, {min(n, unlabelled.bs)} in a step, weight {weight}')
     @property
     def decoder(self): return self.auto.decoder

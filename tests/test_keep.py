@@ -117,6 +117,8 @@ def test_export_leaves_the_images_at_home(folder, tmp_path):
     assert abs(sizes[0] - sizes[1]) < 20_000
     again = load_learner(tmp_path/'1.pkl')
     assert again.predict(images(1)[0])[0] == large.predict(images(1)[0])[0]
+    facts = json.loads((again.export_classifier(tmp_path/'c')/'config.json').read_text())['finetune']
+    assert facts['unlabelled'] == 4000 and facts['recipe']['keep'] == 1. and facts['kept']['blocks'] == list(large.keep_loss.recipe.blocks)
 
 def test_refused(folder):
     for kw,words in ((dict(unlabelled='photos'), "unlabelled=pretrain_dls"), (dict(unlabelled=labelled()), 'without labels'), (dict(unlabelled=None, keep=.5), 'give unlabelled='),
