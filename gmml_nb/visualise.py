@@ -31,10 +31,12 @@ from .files import image_files
 from .images import from_pil, plain_image, read_image
 from .pixels import as_float, as_images, fit_batch, fit_image
 from .corruption import Noise, Replace
-from .vit import check_blocks
+from .vit import GMMLEncoder, check_blocks, model_place, read_config
 from .decoder import GMMLAutoencoder
-from .weights import prepared
+from .recipe import gmml_model
+from .weights import load_decoder, prepared
 from .pretrain import GMML, ShownOnce
+from .keep import kept_recipe
 from .evaluate import as_vit, eval_mode, own_stats
 
 # %% ../nbs/85_visualise.ipynb #ba9bc775
@@ -85,6 +87,16 @@ class Inside:
         n = len(self.vit.blocks)
         return check_blocks(range(1, n + 1) if blocks is None else blocks, n)
 
+# %% ../nbs/85_visualise.ipynb #fb1665a2
+def with_decoder(model, vit):
+    "The autoencoder of an exported folder that has its decoder beside the encoder; without one the transformer"
+    kind,where = model_place(model)
+    if kind != 'folder' or not (where/'decoder.safetensors').exists() or read_config(where)['gmml']['method'] not in ('gmml', 'autoencoder'): return vit
+    r = kept_recipe(where, vit)
+    net = gmml_model(GMMLEncoder.around(vit, r.blocks), r).to(next(vit.parameters()).device)
+    load_decoder(net, where)
+    return net
+
 # %% ../nbs/85_visualise.ipynb #fb1665a1
 def inside(
     model,       # A learner, a folder of `export_encoder`, a timm name, or a module; or an `Inside`, which is returned
@@ -104,7 +116,7 @@ def inside(
     vit = as_vit(model, None, model.dls.device if learner else default_device())
     if stats is None: raise ValueError('stats are not known of a module: give (mean, std) that its images were normalised with')
     stats = tuple(torch.as_tensor(o, dtype=torch.float32) for o in stats)
-    net = get_model(model.model) if learner else model if isinstance(model, nn.Module) else vit
+    net = get_model(model.model) if learner else model if isinstance(model, nn.Module) else with_decoder(model, vit)
     gmml,chans = getattr(model, 'gmml', None) if learner else None,vit.patch_embed.proj.in_channels
     if images is None and gmml is None: raise ValueError('images=None stands for the held-out images of a pretraining learner: give images')
     how = {k: v for k,v in prepared(model).items() if v is not None and k != 'stats'} if isinstance(model, (str, Path, Learner)) else {}
@@ -128,7 +140,7 @@ def restore_blocks(
     Returns (dict): {block: normalised images (bs, C, H, W)}
     """
     if not isinstance(o.net, GMMLAutoencoder): raise ValueError(f'a {type(o.net).__name__} has no decoder of single tokens: give a learner of '
-        'gmml_learner or autoencoder_learner, or a GMMLAutoencoder; an exported encoder has none')
+        'gmml_learner or autoencoder_learner, their exported folder, or a GMMLAutoencoder')
     blocks = o.blocks(blocks)
     with eval_mode(o.net):
         maps = o.vit.forward_intermediates(x, [b-1 for b in blocks], norm=True, stop_early=True, output_fmt='NCHW', intermediates_only=True)

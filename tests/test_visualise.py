@@ -16,6 +16,7 @@ from gmml_nb.explore import Explore
 from gmml_nb.finetune import finetune_learner
 from gmml_nb.pretrain import gmml_learner
 from gmml_nb.vit import GMMLEncoder
+from gmml_nb.weights import example_encoder, example_images
 from gmml_nb.visualise import images_for, inside, show_attention, show_blocks
 from common import ROOT
 
@@ -116,6 +117,17 @@ def test_blocks_in_numbers(learn, photos):
     direct = (V.restore_blocks(o, x, 6)[6] - o.x).abs()[mask.expand_as(x)].mean()
     e = V.block_errors(learn, photos, V.ALIENS)
     assert abs(e[(e.alien == 'noise') & (e.block == 6)].error.item() - direct) < 1e-4
+
+def test_a_folder_restores_as_its_learner_does(learn, photos, tmp_path):
+    "The decoder lies beside the encoder; without it, and for MAE, there is nothing to restore with"
+    learn.model.eval()
+    folder = learn.export_encoder(tmp_path/'e')
+    a,b = inside(learn, photos),inside(folder, photos)
+    for (i,x),(j,y) in zip(V.restore_blocks(a, a.x).items(), V.restore_blocks(b, b.x).items()): assert i == j and torch.allclose(x, y, atol=1e-5)
+    (folder/'decoder.safetensors').unlink()
+    with pytest.raises(ValueError, match='their exported folder'): V.restore_blocks(inside(folder, photos), b.x)
+    with pytest.raises(ValueError, match='their exported folder'): V.restore_blocks(inside(example_encoder('mae'), example_images(2)), torch.zeros(2, 3, 32, 32))
+
 
 def test_tiles():
     "A row of the first channel of many, a row of grey; white between them"
