@@ -263,7 +263,7 @@ def test_a_finished_run_answers_for_no_other(tmp_path, capsys):
     def learner(x=None, y=None, loss=None, recipe='crop', stats=None, bs=4, valid_pct=.2, **kw):
         y = [f'{i%4}' for i in range(40)] if y is None else y
         dls = finetune_dls((images() if x is None else x, y), size=12, bs=bs, recipe=recipe, stats=stats, valid_pct=valid_pct, device='cpu')
-        learn = finetune_learner(dls, tmp_path/'enc', **kw)
+        learn = finetune_learner(dls, tmp_path/'enc', 'deit', **kw)
         if loss: learn.loss_func = loss
         return learn
     encoder(1)
