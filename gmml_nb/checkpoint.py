@@ -209,7 +209,7 @@ def take_facts(self:Checkpoint,
     n_epoch (int): Length of the run
     """
     learn,now = self.learn,weights_hash(self.learn.model)
-    start,end = getattr(learn, 'begun', {}).get(str(self.folder.absolute()), (None, None))
+    start,end = getattr(learn, 'begun', {}).get(str(self.folder.absolute()), getattr(learn, 'fitted', (None, None)))   # a fitted head follows from images and weights, up to rounding
     own = dict(start_weights=start if end == now else now, n_epoch=n_epoch, loss_func=loss_fact(learn.loss_func), processes=max(1, num_distrib()),
                precision=getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'fp32'),
                callbacks=callback_facts(learn))

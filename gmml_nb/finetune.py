@@ -43,6 +43,7 @@ from timm.data import Mixup
 from timm.optim import param_groups_layer_decay
 from .augment import own_seeds
 from .core import known, number, override
+from .identity import weights_hash
 from .checkpoint import only_callbacks, fit_run, what_ran
 from .data import ImageLoaders
 from .vit import model_place, resolve_arch
@@ -353,6 +354,7 @@ def fit_head(
     C (float, default 0.1): Inverse strength of the penalty on the weights, as in scikit-learn
     """
     learn.model.to(learn.dls.device)
+    before = weights_hash(learn.model)
     plain = Learner(learn.dls, learn.model, CrossEntropyLossFlat())   # without the callbacks of a training
     for head in listify(get_model(learn.model).get_classifier()):
         feats = []
@@ -369,6 +371,7 @@ def fit_head(
         with torch.no_grad():
             head.weight.zero_(), head.bias.fill_(float(b.min()))   # a class without an image
             head.weight[fit.classes_],head.bias[fit.classes_] = (torch.tensor(o, dtype=torch.float, device=head.bias.device) for o in (w, b))
+    learn.fitted = before,weights_hash(learn.model)   # another machine rounds otherwise: a run goes by what it began with before
 
 # %% ../nbs/60_finetune.ipynb #7b336c31
 def check_labelled(

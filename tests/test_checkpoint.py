@@ -294,3 +294,22 @@ def test_rates_may_change_on_the_way_and_it_is_noted(tmp_path):
     learn.remove_cb(learn.signal)
     assert digest(train(learn, tmp_path/'ck', n=2)) == digest(train(pretraining(), n=2))
     assert train(pretraining_with(lr=1e-4), tmp_path/'other', n=2).ran['changed'] == [dict(step=8, lr=5e-4)]
+
+
+def test_a_fitted_head_that_is_rounded_otherwise_is_the_same_run(tmp_path, capsys, monkeypatch):
+    "Another machine finds the head's first weights to a few digits less: the run is known by what comes before, and another encoder is still refused"
+    from sklearn.linear_model import LogisticRegression
+    from gmml_nb import finetune
+    class Elsewhere(LogisticRegression):
+        def fit(self, *args):
+            super().fit(*args)
+            self.coef_ = self.coef_*(1 + 1e-5)
+            return self
+    def learner(**kw):
+        dls = finetune_dls((images(), [f'{i%4}' for i in range(40)]), size=12, bs=4, recipe='crop', device='cpu')
+        return finetune_learner(dls, None, 'few', arch='vit_tiny_patch16_224', model_args=dict(TINY, patch_size=2), **kw)
+    whole = train(learner(), tmp_path/'ck', n=1)
+    monkeypatch.setattr(finetune, 'LogisticRegression', Elsewhere)
+    other = learner()
+    assert digest(train(other, tmp_path/'ck', n=1)) == digest(whole) and 'this run has finished' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='start_weights was|seed was'): train(learner(seed=7), tmp_path/'ck', n=1)
