@@ -350,14 +350,14 @@ class HideNormed(HidePatches):
 def autoencoder_learner(
     dls,                          # From `pretrain_dls`
     arch='vit_small_patch16_224', # timm name
-    recipe='paper',               # A name in `RECIPES`, or a `Recipe`
+    recipe='auto',                # As in `gmml_learner`
     **kwargs,                     # As in `gmml_learner`
 ):                                # A `Learner` with `fit_gmml`
     """GMML's model without any corruption, and a loss on all pixels
 
     dls: From `pretrain_dls`
     arch (default 'vit_small_patch16_224'): timm name
-    recipe (default 'paper'): A name in `RECIPES`, or a `Recipe`
+    recipe (default 'auto'): As in `gmml_learner`
     **kwargs: As in `gmml_learner`
     Returns: A `Learner` with `fit_gmml`
     """
@@ -367,7 +367,7 @@ def autoencoder_learner(
 
 # %% ../nbs/55_baselines.ipynb #80ed9a06
 @delegates(gmml_learner, keep=True)
-def simmim_learner(dls, arch='vit_small_patch16_224', recipe='paper', *,
+def simmim_learner(dls, arch='vit_small_patch16_224', recipe='auto', *,
     ratio:float=.6, # Hidden share of the squares
     **kwargs,
 ):
@@ -380,7 +380,7 @@ def simmim_learner(dls, arch='vit_small_patch16_224', recipe='paper', *,
 
 # %% ../nbs/55_baselines.ipynb #838d9e54
 @delegates(gmml_learner, keep=True)
-def mae_learner(dls, arch='vit_small_patch16_224', recipe='paper', *,
+def mae_learner(dls, arch='vit_small_patch16_224', recipe='auto', *,
     ratio:float=.75,      # Hidden share of the patches
     decoder_depth:int=8,  # Blocks of the decoder
     decoder_dim:int=None, # Its width, a multiple of 32; None: two thirds of the encoder's, rounded

@@ -176,7 +176,10 @@ def save_figure(
 def pretrain_recipe(o, size, patch, model_args):
     "The recipe of a run, with blocks that its transformer has; what it names is there"
     from gmml_nb.recipe import LOSSES, get_recipe, make_alien
-    r = get_recipe(o.recipe, **{**parse_fields(o.change), **without_none(lr=o.lr)})
+    from gmml_nb.pretrain import from_weights, say_start
+    pretrained = from_weights(o.arch, o.pretrained or None)
+    say_start(o.recipe, pretrained, o.arch)
+    r = get_recipe(o.recipe, pretrained, **{**parse_fields(o.change), **without_none(lr=o.lr)})
     r = check_model(r, o.blocks, o.arch, size, patch, o.in_chans, model_args)
     make_alien(r),known(r.loss, LOSSES, 'loss')
     return r
@@ -212,7 +215,7 @@ def run_pretrain(
     ck,source,device = checkpoint_of(o, 'gmml_pretrain'),source_of(o.data, o.root),pick_device(o.device)
     dls = pretrain_dls(source, size, o.bs, o.valid_pct, seed=o.seed, in_chans=o.in_chans, on_error=o.on_error,
                        resize=o.resize, num_workers=o.workers, device=device, cache=None if o.cache == 'none' else o.cache)
-    learn = gmml_learner(dls, o.arch, r, o.pretrained, patch, model_args, o.seed)
+    learn = gmml_learner(dls, o.arch, r, o.pretrained or None, patch, model_args, o.seed)
     more = dict(recipe=asdict(r), model_args=learn.model.encoder.model_args, images=len(dls.train.dataset))
     note = partial(save_settings, o.out, 'gmml_pretrain', vars(o), **more)
     with said_of_out(o.out), all_processes(learn, o.fp16, o.bf16, max(r.blocks) < len(learn.model.encoder.vit.blocks)):
@@ -226,7 +229,7 @@ def run_pretrain(
             workers='Processes that read files, with --cache none')
 def gmml_pretrain(
     data=None, root=None, out='gmml_encoder', arch='vit_small_patch16_224', size='224', patch_size=None, resize='crop',
-    in_chans=None, embed_dim=None, depth=None, num_heads=None, blocks=None, pretrained=False, recipe='paper', change=None,
+    in_chans=None, embed_dim=None, depth=None, num_heads=None, blocks=None, pretrained=False, recipe='auto', change=None,
     epochs=300, bs=64, lr=None, valid_pct=.1, checkpoint=None, save_minutes=5., save_steps=None, fp16=False, bf16=False,
     cache='auto', workers=0, device=None, seed=42, on_error='raise', settings=None,
 ): # A trained `Learner`

@@ -229,7 +229,7 @@ OPTION_KINDS = dict(   # what --help calls it, its type, and a check of option k
     encoder=('ENCODER', str, lambda f, k, o: check_encoder_folder(o[k])),
     images=('DATA', str, lambda f, k, o: check_source(o[k])),
     source=('DATA', str, lambda f, k, o: check_source(o[k], o.get('root'))),
-    recipe=('NAME', str, one_of('recipe', 'RECIPES', 'recipe')),
+    recipe=('NAME', str, one_of('recipe', 'RECIPES', 'recipe', 'auto')),
     finetune_recipe=('NAME', str, one_of('finetune', 'FINETUNE_RECIPES', 'fine-tuning recipe', 'auto')),
     augment=('NAME', str, one_of('augment', 'AUGMENTS', 'augmentation', 'none')),
     starts=('NAMES', str, one_of('experiment', 'METHOD_NAMES', 'start')),
@@ -269,7 +269,7 @@ OPTIONS['model'] = dict(
 
 # %% ../nbs/91_command.ipynb #95000012
 OPTIONS['recipe'] = dict(
-    recipe=('recipe', "'paper', or 'official': the authors' script"),
+    recipe=('recipe', "'paper', 'official' (the authors' script), 'continue' (from weights), or 'auto': 'continue' from weights, 'paper' from none"),
     change=('fields', 'Fields of the recipe to change: "flip=0 crop=.5,1"'),
     epochs=('count', 'Passes over the images'),
     bs=('count', 'Images of a batch, in each process'),

@@ -37,7 +37,7 @@ from fastai.torch_core import get_model, rank_distrib
 from fastprogress.fastprogress import format_time
 from .core import known, number
 from .data import in_the_middle, pixels_and_sizes
-from .vit import GMMLEncoder
+from .vit import GMMLEncoder, model_place
 from .recipe import ALSO, LOSSES, Recipe, augment, get_recipe, gmml_model, make_alien, recipe_loss
 from .checkpoint import check_cbs, fit_run, what_ran
 from .training import (ClipEach, GlobalMean, LogEvery, SkipValidation, StopOnNonFinite, decay_groups, say_rates, step_images, trackers,
@@ -279,12 +279,15 @@ def check_unlabelled(
 # %% ../nbs/50_pretrain.ipynb #ed9d41ad
 class PretrainLearner(Learner):
     "fastai's `Learner`, where it has to be told that there are no labels"
+    by_recipe = False
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         "fastai's, with weight decay (the recipe's, if none is given) for the matrices alone"
         with self.added_cbs(cbs):
             check_callbacks(self), check_loss(self)
             if wd is None: wd = self.recipe.wd if self.wd is None else self.wd
-            try: super().fit(n_epoch, one_rate(lr), [wd, 0.], None, reset_opt, start_epoch)
+            groups = self.splitter(get_model(self.model))
+            if not self.by_recipe: say_one_rate(groups)
+            try: super().fit(n_epoch, one_rate(lr), [wd*g['weight_decay'] for g in groups], None, reset_opt, start_epoch)
             finally:
                 if not hasattr(self, 'lr_finder'): self.ran = what_ran(self)   # the latest run's, whichever way it was started
     def fit_one_cycle(self, n_epoch, lr_max=None, **kw): return super().fit_one_cycle(n_epoch, one_rate(lr_max), **kw)
@@ -308,6 +311,12 @@ def one_rate(
     "A rate for all groups"
     if isinstance(lr, slice): raise ValueError(f'{lr!r}: the groups here are what decays and what does not, and one rate is for both: give lr_max=1e-3, say')
     return lr
+
+def say_one_rate(
+    groups, # From `decay_groups`
+):
+    "One line where the recipe has several rates, and a call of fastai's gives one to all"
+    if len(groups) > 2 and not rank_distrib(): print('encoder_scale, layer_decay and decoder_first of the recipe: only fit_gmml goes by them; fit and fit_one_cycle have one rate for all')
 
 def check_callbacks(
     learn:Learner, # About to train
@@ -364,18 +373,52 @@ def check_model(
     if patch_size is None: return
     for o in patch_size if isinstance(patch_size, (tuple, list)) and len(patch_size) == 2 else [patch_size]: number('patch_size', o, 1, whole=True)
 
-def say_prepared(
-    dls:DataLoaders, # To train on
-    arch:str,        # What weights came from
-    pretrained:bool, # Were there any?
+# %% ../nbs/50_pretrain.ipynb #c0de5011
+def from_weights(
+    arch,            # As in `model_place`
+    pretrained=None, # What was said
+) -> bool:
+    "Does a run start from the weights of `arch`? Where nothing is said: from those of a folder or of the hub"
+    return model_place(arch)[0] != 'timm' if pretrained is None else bool(pretrained)
+
+def say_start(recipe, pretrained, arch):
+    "One line where the start has decided on the recipe"
+    if isinstance(recipe, str) and recipe == 'auto' and pretrained and not rank_distrib(): print(f"starting from the weights of {arch}: recipe='continue'")
+
+def stats_for(
+    stats, # (mean, std), or None
+    c:int, # Channels that there are
 ):
-    "One line where the weights were trained on images of other statistics"
-    stats = prepared(arch)['stats'] if pretrained or str(arch).startswith('local-dir:') else None
-    if stats is None or len(stats[0]) != len(dls.stats[0]) or rank_distrib(): return
-    there,here = (torch.cat([torch.as_tensor(o, dtype=torch.float).flatten().cpu() for o in s]) for s in (stats, dls.stats))
-    if (there - here).abs().max() <= .02: return
-    text = lambda t: ' '.join(f'{v:.2f}' for v in t.tolist())
-    print(f'mean and standard deviation of the loaders are used: {text(here)}; the weights were trained with {text(there)} (pretrain_dls takes stats=)')
+    "Statistics for so many channels: for one, or more than there were, the mean of all"
+    return stats and tuple(list(o) if len(o) == c else [sum(o)/len(o)]*c for o in stats)
+
+def start_stats(
+    dls:DataLoaders, # To train on
+    arch,            # What the weights came from
+    r:Recipe,        # Choices of the run
+) -> tuple:          # Mean and standard deviation of each channel, 0-1
+    "What images are normalised with in a run that starts from weights; a line where two may be meant"
+    theirs,ours = stats_for(prepared(arch)['stats'], dls.in_chans),dls.stats
+    if theirs is None: return ours
+    there,here = (torch.cat([torch.as_tensor(o, dtype=torch.float).flatten().cpu() for o in s]) for s in (theirs, ours))
+    taken = r.stats == 'weights' and 'stats' not in dls.given
+    if (there - here).abs().max() > .02 and not rank_distrib():
+        t,h = (' '.join(f'{v:.2f}' for v in o.tolist()) for o in (there, here))
+        print(f"mean and standard deviation of the {'weights are taken: ' + t + '; the loaders had ' + h if taken else 'loaders are used: ' + h + '; the weights were trained with ' + t}")
+    return tuple(torch.as_tensor(o, dtype=torch.float) for o in theirs) if taken else ours
+
+# %% ../nbs/50_pretrain.ipynb #c0de5013
+def tune(
+    vit,   # Transformer of the encoder
+    tuned, # As in `Recipe`
+):
+    "Let a part of the encoder train, and no more"
+    if tuned == 'all': return
+    n = len(vit.blocks)
+    if tuned != 'norms' and tuned > n: raise ValueError(f"tuned={tuned}: the transformer has {n} blocks; 'all' is for everything")
+    parts = [m for m in vit.modules() if 'norm' in type(m).__name__.lower()] if tuned == 'norms' else [*vit.blocks[n - tuned:], vit.norm, vit.fc_norm]
+    vit.requires_grad_(False)
+    for m in parts: m.requires_grad_(True)
 
 # %% ../nbs/50_pretrain.ipynb #3b6d7d2f
 @patch
@@ -388,20 +431,20 @@ def lr_find(self:PretrainLearner, *args, **kwargs):
 # %% ../nbs/50_pretrain.ipynb #719cb5ee
 def method_learner(
     dls:DataLoaders,        # From `pretrain_dls`: batches are 1-tuples of images
-    arch:str,               # timm name of a `VisionTransformer`
-    recipe,                 # A name in `RECIPES`, or a `Recipe`
+    arch:str,               # timm name of a `VisionTransformer`, or a folder
+    recipe,                 # A name in `RECIPES`, 'auto' (by where it starts), or a `Recipe`
     make_model,             # Function of (encoder, recipe): a model with an attribute `encoder`
     callback,               # Function of (recipe, patch_size, stats, seed): a `GMML`
     make_loss,              # Function of (encoder, recipe): called as loss(prediction, clean, mask)
-    pretrained:bool=False, patch_size=None, model_args:dict=None, seed:int=42, cbs=None, metrics=None, path='.',
+    pretrained:bool=None, patch_size=None, model_args:dict=None, seed:int=42, cbs=None, metrics=None, path='.',
     accumulate:int=1, grad_checkpoint:bool=False, compile:bool=False,
     **overrides,            # Fields of `Recipe` to change; the others as in `gmml_learner`
 ) -> Learner:
     """A `Learner` that pretrains `arch` with the recipe's optimiser, and with the model, callback and loss of some method
 
     dls (DataLoaders): From `pretrain_dls`: batches are 1-tuples of images
-    arch (str): timm name of a `VisionTransformer`
-    recipe: A name in `RECIPES`, or a `Recipe`
+    arch (str): timm name of a `VisionTransformer`, or a folder
+    recipe: A name in `RECIPES`, 'auto' (by where it starts), or a `Recipe`
     make_model: Function of (encoder, recipe): a model with an attribute `encoder`
     callback: Function of (recipe, patch_size, stats, seed): a `GMML`
     make_loss: Function of (encoder, recipe): called as loss(prediction, clean, mask)
@@ -435,33 +478,42 @@ def method_learner(
         mom (float, default 0.9): Adam's beta 1
         sqr_mom (float, default 0.999): Adam's beta 2
         clip (float, default 3.0): largest gradient norm of a single tensor; 0: no clipping
+        stats (str, default 'data'): images are normalised by the statistics of the 'data', or of those that the 'weights' it starts from have seen
+        encoder_scale (float, default 1.0): learning rate of the encoder / that of the decoder
+        layer_decay (float, default 1.0): factor of the learning rate from one block to the one below; 1: the same everywhere
+        decoder_first (int, default 0): steps in which the decoder alone trains, a tenth of the run at most
+        tuned (str | int, default 'all'): what trains of the encoder: 'all', its 'norms', or a number, its last blocks and the final norm
     """
-    r = get_recipe(recipe, **overrides)
     number('seed', seed, -2**62, 2**62, whole=True)
     if not isinstance(model_args or {}, dict): raise ValueError(f'model_args={model_args!r}: give a dict, such as dict(embed_dim=192, num_heads=3)')
     check_unlabelled(dls), check_model(arch, patch_size), check_metrics(metrics)
+    pretrained = from_weights(arch, pretrained)
+    r = get_recipe(recipe, pretrained, **overrides)
+    say_start(recipe, pretrained, arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         enc = GMMLEncoder(arch, r.blocks, pretrained, in_chans=dls.in_chans, img_size=tuple(dls.size), patch_size=patch_size,
                           drop_path=r.drop_path, pos_init=r.pos_init, **(model_args or {}))
         model = make_model(enc, r)
         if pretrained: load_decoder(model, arch)
-    say_prepared(dls, arch, pretrained)
+    stats = start_stats(dls, arch, r) if pretrained else dls.stats
+    tune(enc.vit, r.tuned)
     enc.vit.set_grad_checkpointing(grad_checkpoint)
     if compile: model.compile()
-    cbs = [callback(r, enc.patch_size, dls.stats, seed), GlobalMean(accumulate), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
+    cbs = [callback(r, enc.patch_size, stats, seed), GlobalMean(accumulate), StopOnNonFinite(), *([ClipEach(r.clip)] if r.clip else []),
            *([] if len(dls.valid) else [SkipValidation()]), *listify(cbs)]
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(r.mom, r.sqr_mom), fused=True, foreach=False)   # TensorBoardCallback logs it, and stops at None
-    learn = PretrainLearner(dls, model, make_loss(enc, r), opt, splitter=decay_groups, cbs=cbs, metrics=metrics, path=path)
+    split = partial(decay_groups, encoder_scale=r.encoder_scale, layer_decay=r.layer_decay, apart=r.decoder_first > 0)
+    learn = PretrainLearner(dls, model, make_loss(enc, r), opt, splitter=split, cbs=cbs, metrics=metrics, path=path)
     learn.recipe,learn.made_loss = r,type(learn.loss_func)
     return learn
 
 # %% ../nbs/50_pretrain.ipynb #2fd3544e
 def gmml_learner(
     dls:DataLoaders,        # From `pretrain_dls`: batches are 1-tuples of images
-    arch:str='vit_small_patch16_224', # timm name of a `VisionTransformer`
-    recipe='paper',         # A name in `RECIPES`, or a `Recipe`
-    pretrained:bool=False,  # Start from timm's weights?
+    arch:str='vit_small_patch16_224', # timm name of a `VisionTransformer`, or a folder of `export_encoder`
+    recipe='auto',          # A name in `RECIPES`, a `Recipe`, or 'auto': 'continue' from weights, 'paper' from none
+    pretrained:bool=None,   # Start from the weights of `arch`? None: from those of a folder or of the hub
     patch_size=None,        # Pixels, a number or (ph, pw); None: the architecture's
     model_args:dict=None,   # More arguments of `timm.create_model`: `embed_dim`, `depth`, `num_heads`
     seed:int=42,            # Of the weights, the crops and the corruption
@@ -476,9 +528,9 @@ def gmml_learner(
     """A `Learner` that pretrains `arch` by restoring corrupted images
 
     dls (DataLoaders): From `pretrain_dls`: batches are 1-tuples of images
-    arch (str, default 'vit_small_patch16_224'): timm name of a `VisionTransformer`
-    recipe (default 'paper'): A name in `RECIPES`, or a `Recipe`
-    pretrained (bool, default False): Start from timm's weights?
+    arch (str, default 'vit_small_patch16_224'): timm name of a `VisionTransformer`, or a folder of `export_encoder`
+    recipe (default 'auto'): A name in `RECIPES`, a `Recipe`, or 'auto': 'continue' from weights, 'paper' from none
+    pretrained (bool, default None): Start from the weights of `arch`? None: from those of a folder or of the hub
     patch_size (default None): Pixels, a number or (ph, pw); None: the architecture's
     model_args (dict, default None): More arguments of `timm.create_model`: `embed_dim`, `depth`, `num_heads`
     seed (int, default 42): Of the weights, the crops and the corruption
@@ -518,6 +570,11 @@ def gmml_learner(
         mom (float, default 0.9): Adam's beta 1
         sqr_mom (float, default 0.999): Adam's beta 2
         clip (float, default 3.0): largest gradient norm of a single tensor; 0: no clipping
+        stats (str, default 'data'): images are normalised by the statistics of the 'data', or of those that the 'weights' it starts from have seen
+        encoder_scale (float, default 1.0): learning rate of the encoder / that of the decoder
+        layer_decay (float, default 1.0): factor of the learning rate from one block to the one below; 1: the same everywhere
+        decoder_first (int, default 0): steps in which the decoder alone trains, a tenth of the run at most
+        tuned (str | int, default 'all'): what trains of the encoder: 'all', its 'norms', or a number, its last blocks and the final norm
     Returns (Learner): With `fit_gmml`, `show_reconstructions` and `export_encoder`
     """
     return method_learner(dls, arch, recipe, gmml_model, GMML, recipe_loss, pretrained, patch_size, model_args, seed,
@@ -533,13 +590,20 @@ def gmml_scheds(self:Learner,
     n_epoch (int): Length of the run
     Returns (dict): Functions of the share of the run that is done
     """
-    r,acc = self.gmml.recipe,self.global_mean.accumulate
-    lr = r.lr*step_images(self.dls)*acc/256
-    scheds = dict(lr=warmup_cosine(r.lr_end, lr, r.lr_end, min(r.warmup/n_epoch, .1)), wd=partial(_of_groups, sched=warmup_cosine(r.wd, r.wd, r.wd_end, 0.)))
+    r,acc,groups = self.gmml.recipe,self.global_mean.accumulate,self.splitter(get_model(self.model))
+    lr,batches = r.lr*step_images(self.dls)*acc/256,n_epoch*len(self.dls.train)
+    rate = warmup_cosine(r.lr_end, lr, r.lr_end, min(r.warmup/n_epoch, .1))
+    if len(groups) > 2:
+        wait,scales = min(r.decoder_first*acc/batches, .1),[(g['lr_scale'], g['encoder']) for g in groups]
+        rate = partial(_of_depths, sched=rate, scales=scales, wait=wait)
+    scheds = dict(lr=rate, wd=partial(_of_groups, sched=warmup_cosine(r.wd, r.wd, r.wd_end, 0.), groups=[g['weight_decay'] for g in groups]))
     if acc == 1: return scheds
-    return {k: partial(_of_step, sched=f, batches=n_epoch*len(self.dls.train), accumulate=acc) for k,f in scheds.items()}
+    return {k: partial(_of_step, sched=f, batches=batches, accumulate=acc) for k,f in scheds.items()}
 
-def _of_groups(pos, sched): return [sched(pos), 0.]   # matrices decay, biases and norms do not
+def _of_groups(pos, sched, groups): return [o*sched(pos) for o in groups]   # matrices decay, biases and norms do not
+def _of_depths(pos, sched, scales, wait):   # the encoder's warm-up begins where it has waited enough
+    late = 0. if pos < wait else sched((pos - wait)/(1 - wait))
+    return [s*(late if enc else sched(pos)) for s,enc in scales]
 def _of_step(pos, sched, batches, accumulate): return sched(round(pos*batches)//accumulate*accumulate/batches)   # where the step began
 
 # %% ../nbs/50_pretrain.ipynb #80239f35
@@ -631,7 +695,9 @@ def fit_gmml(self:Learner,
     if estimate: print(self.gmml_cost(n_epoch))
     self.create_opt()
     cbs = [ParamScheduler(self.gmml_scheds(n_epoch)), *([LogEvery(log_steps)] if log_steps is not None else []), *listify(cbs)]
-    fit_run(self, n_epoch, self.gmml.seed, cbs, checkpoint, run_facts(self, n_epoch))
+    self.by_recipe = True
+    try: fit_run(self, n_epoch, self.gmml.seed, cbs, checkpoint, run_facts(self, n_epoch))
+    finally: self.by_recipe = False
 
 # %% ../nbs/50_pretrain.ipynb #1a672a3a
 @patch

@@ -4,10 +4,11 @@ What is a run? Some thirty choices: how much is corrupted and by what, how image
 authors' code others. They are kept in one frozen dataclass, so that a run can be named, compared and repeated. Whatever takes a choice reads it from there,
 and the last part of this chapter is what some choices stand for: an alien concept, an augmentation, a model, a loss.
 
-`RECIPES['paper']` follows the text of the paper; where the text is silent it takes what the authors' published code does,
+Three recipes are here. `RECIPES['paper']` follows the text of the paper; where the text is silent it takes what the authors' published code does,
 unless that is a defect. `RECIPES['official']` is that code, defects of its sampling included: groups of pixels that ignore
 the patch grid, places near the top left corner that are hardly ever corrupted, images that may be replaced by
-themselves. Each field below is one such choice, and each is read by something: a test changes them one by one
+themselves. `RECIPES['continue']` is for a start from weights that are good already, ImageNet's or DINO's, which a run should not
+destroy. Each field below is one such choice, and each is read by something: a test changes them one by one
 and sees the run change.
 
 Docs: https://gmml-nb.github.io/gmml_nb/recipe.html.md"""
@@ -30,8 +31,8 @@ from .loss import MaskedL1Loss, MaskedMSELoss
 
 # %% ../nbs/43_recipe.ipynb #d3ed1fae
 CHOICES = dict(alien=('zeros', 'noise', 'replace', 'comb1', 'comb2', 'none'), unit=('token', 'pixel'), placement=('even', 'authors'),
-               decoder_act=('relu', 'gelu'), pos_init=('random', 'sincos'), loss=('l1', 'l2'))
-WHAT = dict(alien='alien concept', unit='unit of a group', placement='placement', decoder_act='activation', pos_init='position embedding', loss='loss')
+               decoder_act=('relu', 'gelu'), pos_init=('random', 'sincos'), loss=('l1', 'l2'), stats=('data', 'weights'))
+WHAT = dict(alien='alien concept', unit='unit of a group', placement='placement', decoder_act='activation', pos_init='position embedding', loss='loss', stats='origin of the statistics')
 
 def check_recipe(
     r, # `Recipe`
@@ -40,7 +41,8 @@ def check_recipe(
     for k,names in CHOICES.items(): known(getattr(r, k), names, WHAT[k])
     def each(*names, **limits):
         for k in names: number(k, getattr(r, k), **limits)
-    each('lr', open='low', high=10)
+    each('lr', open='low', high=10), each('layer_decay', 'encoder_scale', open='low', high=1), each('decoder_first', whole=True)
+    if r.tuned not in ('all', 'norms'): number("tuned (where it is neither 'all' nor 'norms')", r.tuned, 1, whole=True)
     each('lr_end', 'warmup', 'wd', 'wd_end', 'clip')
     each('mom', 'sqr_mom', 'drop_path', high=1, open='high')
     each('max_side', 'flip', 'jitter_p', 'blur_p', high=1)
@@ -84,18 +86,24 @@ class Recipe:
     mom: float = .9                      # Adam's beta 1
     sqr_mom: float = .999                # Adam's beta 2
     clip: float = 3.                     # largest gradient norm of a single tensor; 0: no clipping
+    stats: str = 'data'                  # images are normalised by the statistics of the 'data', or of those that the 'weights' it starts from have seen
+    encoder_scale: float = 1.            # learning rate of the encoder / that of the decoder
+    layer_decay: float = 1.              # factor of the learning rate from one block to the one below; 1: the same everywhere
+    decoder_first: int = 0               # steps in which the decoder alone trains, a tenth of the run at most
+    tuned: str | int = 'all'             # what trains of the encoder: 'all', its 'norms', or a number, its last blocks and the final norm
     def __post_init__(self): check_recipe(self)
 
 # %% ../nbs/43_recipe.ipynb #1ba640f7
-RECIPES = dict(
-    paper=Recipe(),
-    official=Recipe(noise=(.5, .75), zeros=(.5, .75), unit='pixel', placement='authors', donor_self=True,
-                    views=2, blur_p=.1, decoder_layers=3, decoder_act='gelu'))
+RECIPES = {
+    'paper': Recipe(),
+    'official': Recipe(noise=(.5, .75), zeros=(.5, .75), unit='pixel', placement='authors', donor_self=True,
+                       views=2, blur_p=.1, decoder_layers=3, decoder_act='gelu'),
+    'continue': Recipe(stats='weights', encoder_scale=.1, layer_decay=.75, decoder_first=300, crop=(.2, 1.), warmup=5)}
 
 # %% ../nbs/43_recipe.ipynb #50376ff3
 ALSO = {k: v for v,ks in dict(lr='learning_rate max_lr base_lr lr_max blr', lr_end='min_lr lr_min', wd='weight_decay', mom='momentum beta1', sqr_mom='beta2',
         clip='grad_clip clip_grad max_norm gradient_clip_val', warmup='warmup_epochs', drop_path='drop_path_rate drop_rate dropout', jitter='color_jitter',
-        flip='hflip', crop='crop_scale scale min_scale', views='n_views num_views', decoder_layers='decoder_depth', blocks='layers', alien='corruption').items() for k in ks.split()}
+        flip='hflip', crop='crop_scale scale min_scale', views='n_views num_views', decoder_layers='decoder_depth', blocks='layers', alien='corruption', layer_decay='llrd lr_decay', tuned='freeze trainable', stats='norm normalize').items() for k in ks.split()}
 ALSO |= dict.fromkeys('mask_ratio masking_ratio ratio mask'.split(), 'The corrupted share is noise=, replace= and zeros=, each a number or (low, high)')
 ALSO |= dict.fromkeys('epochs n_epoch n_epochs num_epochs'.split(), 'The length of a run is given to fit_gmml(300)')
 ALSO |= dict.fromkeys('embed_dim depth num_heads mlp_ratio'.split(), "It belongs to timm's model: model_args=dict(embed_dim=192, depth=12, num_heads=3)")
@@ -105,16 +113,19 @@ ALSO |= dict.fromkeys('weights checkpoint_path encoder'.split(), 'timm gives wei
 
 # %% ../nbs/43_recipe.ipynb #96b25597
 def get_recipe(
-    recipe='paper', # A name in `RECIPES`, or a `Recipe`
+    recipe='paper', # A name in `RECIPES`, 'auto' (by where it starts), or a `Recipe`
+    pretrained:bool=False, # Does the run start from weights? Then 'auto' is 'continue', otherwise 'paper'
     **overrides,    # Fields to change
 ) -> Recipe:        # The recipe of a run
     """A named recipe with some fields changed; an unknown name or field is a `ValueError` that suggests the nearest
 
-    recipe (default 'paper'): A name in `RECIPES`, or a `Recipe`
+    recipe (default 'paper'): A name in `RECIPES`, 'auto' (by where it starts), or a `Recipe`
+    pretrained (bool, default False): Does the run start from weights? Then 'auto' is 'continue', otherwise 'paper'
     **overrides: Fields to change
     Returns (Recipe): The recipe of a run
     """
-    if isinstance(recipe, str): recipe = RECIPES[known(recipe, RECIPES, 'recipe')]
+    if isinstance(recipe, str) and recipe == 'auto': recipe = 'continue' if pretrained else 'paper'
+    if isinstance(recipe, str): recipe = RECIPES[known(recipe, [*RECIPES, 'auto'], 'recipe')]
     if not isinstance(recipe, Recipe): raise ValueError(f'recipe={recipe!r}: give one of {", ".join(map(repr, RECIPES))}, or a Recipe')
     return override(recipe, ALSO, **overrides)
 

@@ -16,6 +16,7 @@ import torch
 from torch import distributed as dist, nn
 from accelerate import DistributedDataParallelKwargs
 from fastcore.all import noop, patch, store_attr
+from timm.optim import param_groups_layer_decay
 from fastai.callback.core import Callback, CancelBatchException, CancelValidException
 from fastai.callback.fp16 import MixedPrecision   # and `to_fp16`, `to_bf16`
 from fastai.callback.tracker import TrackerCallback
@@ -23,7 +24,7 @@ from fastai.callback import progress   # `no_bar`
 from fastai.data.core import DataLoaders
 from fastai import distributed   # `distrib_ctx`, `teardown_distrib`
 from fastai.learner import CastToTensor, Learner, Recorder
-from fastai.torch_core import apply, num_distrib, rank_distrib, to_detach
+from fastai.torch_core import apply, get_model, num_distrib, rank_distrib, to_detach
 from .core import number
 from .data import ImageDL
 from .checkpoint import rng_state, set_rng_state
@@ -49,17 +50,45 @@ def _warmup_cosine(pos, start, peak, end, warmup):
     if pos < warmup: return start + (peak-start)*pos/warmup
     return end + (peak-end)*(1 + math.cos(math.pi*(pos-warmup)/max(1-warmup, 1e-8)))/2
 
+# %% ../nbs/47_training.ipynb #c0de4731
+def depth_of(
+    vit:nn.Module, # timm model without a head
+) -> dict:         # By `id`: 0 for the embedding, then the number of the block; the final norm is with the last
+    "At which depth each parameter is, as timm counts"
+    frozen = [p for p in vit.parameters() if not p.requires_grad]
+    for p in frozen: p.requires_grad_(True)   # timm passes over what does not train
+    groups = param_groups_layer_decay(vit, layer_decay=.5)
+    for p in frozen: p.requires_grad_(False)
+    scales = sorted({g['lr_scale'] for g in groups})
+    res = {id(p): scales.index(g['lr_scale']) for g in groups for p in g['params']}
+    return {**res, **{id(p): 0 for n,p in vit.named_parameters() if n == 'reg_token'}}   # which timm counts to the head
+
 # %% ../nbs/47_training.ipynb #80206da8
 def decay_groups(
-    model:nn.Module, # Any model
-) -> list:           # Two lists: parameters that decay, and biases, norms and other 1-D ones, which do not
-    """Split parameters by whether weight decay is for them
+    model:nn.Module,       # Any; with an attribute `encoder` where rates differ
+    encoder_scale:float=1., # Rate of the encoder / that of the rest
+    layer_decay:float=1.,  # Factor of the rate from one block to the one below
+    apart:bool=False,      # Give the encoder groups of its own in any case?
+) -> list:                 # Dicts for the optimiser, in pairs: what decays, and biases, norms and other 1-D parameters, which do not
+    """Split parameters by whether weight decay is for them, and by their part of the learning rate
 
-    model (nn.Module): Any model
-    Returns (list): Two lists: parameters that decay, and biases, norms and other 1-D ones, which do not
+    model (nn.Module): Any; with an attribute `encoder` where rates differ
+    encoder_scale (float, default 1.0): Rate of the encoder / that of the rest
+    layer_decay (float, default 1.0): Factor of the rate from one block to the one below
+    apart (bool, default False): Give the encoder groups of its own in any case?
+    Returns (list): Dicts for the optimiser, in pairs: what decays, and biases, norms and other 1-D parameters, which do not
     """
     ps = [p for p in model.parameters() if p.requires_grad]
-    return [[p for p in ps if p.ndim > 1], [p for p in ps if p.ndim <= 1]]
+    if not apart and encoder_scale == layer_decay == 1.: return _pair(ps, 1., False)
+    enc = get_model(model).encoder
+    depths,known = depth_of(enc.vit),{id(p) for p in enc.parameters()}
+    top,levels = max(depths.values()),{}
+    for p in enc.parameters():
+        if p.requires_grad: levels.setdefault(depths[id(p)], []).append(p)
+    return [g for d in sorted(levels) for g in _pair(levels[d], encoder_scale*layer_decay**(top - d), True)] + _pair([p for p in ps if id(p) not in known], 1., False)
+
+def _pair(ps, scale, encoder):
+    return [dict(params=[p for p in ps if (p.ndim > 1) == m], weight_decay=float(m), lr_scale=scale, encoder=encoder) for m in (True, False)]
 
 # %% ../nbs/47_training.ipynb #01bd4cad
 class ClipEach(Callback):

@@ -15,6 +15,7 @@ from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import pretrain_dls
 from gmml_nb.recipe import RECIPES, Recipe
 from gmml_nb.pretrain import gmml_learner
+from gmml_nb.weights import example_encoder
 from callbacks import StopAt
 
 TINY = dict(embed_dim=16, depth=2, num_heads=2)
@@ -27,10 +28,10 @@ def no_figures():
 
 def images(n=16, h=12, w=12, c=3): return np.random.RandomState(0).randint(0, 256, (n, h, w, c), dtype=np.uint8)
 
-def learner(x=None, bs=8, valid_pct=0, patch_size=2, blocks=(1, 2), path='.', cbs=None, seed=42, model_args=TINY, **kw):
+def learner(x=None, bs=8, valid_pct=0, patch_size=2, blocks=(1, 2), path='.', cbs=None, seed=42, model_args=TINY, arch='vit_tiny_patch16_224', **kw):
     x = images() if x is None else x
     dls = pretrain_dls(x, size=x.shape[1:3], bs=bs, valid_pct=valid_pct, device='cpu')
-    return gmml_learner(dls, 'vit_tiny_patch16_224', patch_size=patch_size, model_args=model_args, blocks=blocks, path=path,
+    return gmml_learner(dls, arch, patch_size=patch_size, model_args=model_args, blocks=blocks, path=path,
                         cbs=cbs, seed=seed, **kw)
 
 def fit(learn, n=2, **kw):
@@ -51,7 +52,9 @@ CHANGED = dict(
     donor_self=(True, dict(alien='replace')), views=(2, {}), crop=((.5, 1.), {}), flip=(0., {}), jitter=((.4, .1, .1, .01), {}),
     jitter_p=(.9, {}), blur=((1., 1.5), dict(blur_p=1.)), blur_p=(1., {}), blocks=((2,), {}), decoder_layers=(3, {}),
     decoder_act=('gelu', {}), drop_path=(.9, {}), pos_init=('sincos', {}), loss=('l2', {}), lr=(1e-3, {}), lr_end=(1e-5, {}),
-    warmup=(0, {}), wd=(.1, {}), wd_end=(.9, {}), mom=(.8, {}), sqr_mom=(.9, {}), clip=(1e-3, {}))
+    warmup=(0, {}), wd=(.1, {}), wd_end=(.9, {}), mom=(.8, {}), sqr_mom=(.9, {}), clip=(1e-3, {}),
+    stats=('weights', dict(arch=str(example_encoder()), patch_size=4, blocks=(6, 12), model_args=None, recipe='paper')), encoder_scale=(.1, {}), layer_decay=(.5, {}),
+    decoder_first=(1, {}), tuned=('norms', {}))
 
 @lru_cache(maxsize=None)
 def run_with(settings):
