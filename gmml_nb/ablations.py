@@ -72,6 +72,14 @@ def _labels(b, root=None):
     return [dict(labels=round(n*f), method=m, finetune_epochs=round(b.finetune_epochs/f))   # as many steps for every number of labels
             for m in ('gmml', 'random') for f in (.01, .05, .2, 1) if round(n*f) >= c]
 
+def _going_on(b, root=None):
+    own = dict(scale=dict(encoder_scale=1.), third=dict(encoder_scale=.3), thirtieth=dict(encoder_scale=.03), flat=dict(layer_decay=1.), at_once=dict(decoder_first=0),
+               data=dict(stats='data'), small_crops=dict(crop=(.05, 1.)), norms=dict(tuned='norms'), last_four=dict(tuned=4))
+    names = dict(scale="the decoder's rate", third='a third of it', thirtieth='a thirtieth', flat='the same rate in all blocks', at_once='decoder and encoder at once',
+                 data="the data's statistics", small_crops='small crops', norms='norms alone', last_four='the last four blocks')
+    return [*[dict(setting=METHOD_NAMES[m], method=m) for m in ('random', 'timm', 'gmml')], dict(setting='continue', method='continued'),
+            *[dict(setting=names[k], method='continued', **v) for k,v in own.items()]]
+
 def _few(b, root=None):
     c = b.counts(root)[1]
     return [dict(labels=n*c, method=m, finetune_epochs=e) for m in ('gmml', 'mae', 'random') for n,e in ((10, 60), (25, 60), (100, 30))]
@@ -88,6 +96,7 @@ SWEEPS = dict(
     loss=[dict(loss=o) for o in ('l1', 'l2')],                                                             # section 2.3
     labels=_labels,                                                                                        # the abstract
     few=_few,                                                                                              # ten to a hundred labels of a class
+    going_on=_going_on,                                                                                    # from other people's weights
     kept=[dict(method=m, kept=k) for m in ('gmml', 'random') for k in (True, False)],                      # SSAT, SSMAE
     finetuning=lambda b, _: [dict(finetune_epochs=b.finetune_epochs*k, method=m) for m in ('gmml', 'random') for k in (1, 3, 5)],   # section 3.2
     settings=_settings,                                                                                    # where a base may be wrong for GMML
@@ -111,6 +120,8 @@ BASES = dict(
 BASES['cifar10'] = replace(BASES['fashion_mnist'], data='cifar10', size=32, epochs=60, finetune_epochs=30)
 BASES['cifar10_few'] = replace(BASES['cifar10'], images=None, epochs=16, bs=32, labels=1000, finetune_recipe='few', finetune=dict(crop_pct=1.))   # 50,000 images, few of them labelled
 BASES['fashion_mnist_2000'] = replace(BASES['fashion_mnist'], images=2000, epochs=25, finetune_epochs=20)
+BASES['going_on'] = Experiment(method='continued', data='fashion_mnist', arch='gmml-cifar10', size=28, in_chans=3, images=2000, labels=100, epochs=10, bs=32, finetune_recipe='few',
+    finetune_epochs=60, finetune_bs=16, augment='light', finetune=dict(crop_pct=1.), change=dict(lr=.016, pos_init='sincos'), spare=.25, held_out='valid')   # from CIFAR-10's encoder
 for _k in ('pets', 'cub', 'aircraft', 'cars'): BASES[_k] = replace(BASES['flowers'], data=_k)
 
 # %% ../nbs/70_ablations.ipynb #77ba311c

@@ -23,7 +23,7 @@ __all__ = ['upper_blocks', 'check_blocks', 'read_config', 'resolve_arch', 'keep_
 
 # %% ../nbs/20_vit.ipynb #9c32bf6c
 import difflib, json, math
-import timm, torch
+import gmml_nb, timm, torch
 from numbers import Integral
 from fastcore.basics import listify, patch
 from huggingface_hub import hf_hub_download
@@ -65,7 +65,7 @@ def check_blocks(
 
 # %% ../nbs/20_vit.ipynb #bc21266a
 def model_place(
-    name,   # A folder, with or without 'local-dir:', or 'hf-hub:USER/NAME', or a timm name, with or without a tag
+    name,   # A folder, with or without 'local-dir:', or 'hf-hub:USER/NAME', or a timm name, with or without a tag, or 'gmml-cifar10' or 'mae-cifar10', which come with the package
 ) -> tuple: # 'folder', 'hub' or 'timm', and the folder or the name
     "Where a model is, or a `ValueError` with the nearest folders and architectures"
     if not isinstance(name, (str, Path)):
@@ -78,6 +78,7 @@ def model_place(
         raise ValueError(f"{text!r} is a folder here and an architecture of timm: write 'local-dir:{text}' or 'timm/{text}'")
     if folder.is_dir(): return 'folder', folder
     if ours: return 'timm', plain
+    if (here := Path(gmml_nb.__file__).parent/text).parent.samefile(Path(gmml_nb.__file__).parent) and (here/'config.json').is_file(): return 'folder', here
     near = [str(o.parent) for o in sorted(folder.parent.glob('*/config.json'))]
     near,what = difflib.get_close_matches(str(folder), near, 2, .6), f'no such folder here: {text!r}'
     if kind != 'local-dir' and folder.name == text:
