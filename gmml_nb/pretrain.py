@@ -388,7 +388,7 @@ def lr_find(self:PretrainLearner, *args, **kwargs):
 # %% ../nbs/50_pretrain.ipynb #719cb5ee
 def method_learner(
     dls:DataLoaders,        # From `pretrain_dls`: batches are 1-tuples of images
-    arch:str,               # timm name of a `VisionTransformer`
+    arch:str,               # timm name of a plain transformer
     recipe,                 # A name in `RECIPES`, or a `Recipe`
     make_model,             # Function of (encoder, recipe): a model with an attribute `encoder`
     callback,               # Function of (recipe, patch_size, stats, seed): a `GMML`
@@ -400,7 +400,7 @@ def method_learner(
     """A `Learner` that pretrains `arch` with the recipe's optimiser, and with the model, callback and loss of some method
 
     dls (DataLoaders): From `pretrain_dls`: batches are 1-tuples of images
-    arch (str): timm name of a `VisionTransformer`
+    arch (str): timm name of a plain transformer
     recipe: A name in `RECIPES`, or a `Recipe`
     make_model: Function of (encoder, recipe): a model with an attribute `encoder`
     callback: Function of (recipe, patch_size, stats, seed): a `GMML`
@@ -459,7 +459,7 @@ def method_learner(
 # %% ../nbs/50_pretrain.ipynb #2fd3544e
 def gmml_learner(
     dls:DataLoaders,        # From `pretrain_dls`: batches are 1-tuples of images
-    arch:str='vit_small_patch16_224', # timm name of a `VisionTransformer`
+    arch:str='vit_small_patch16_224', # timm name of a plain transformer
     recipe='paper',         # A name in `RECIPES`, or a `Recipe`
     pretrained:bool=False,  # Start from timm's weights?
     patch_size=None,        # Pixels, a number or (ph, pw); None: the architecture's
@@ -476,7 +476,7 @@ def gmml_learner(
     """A `Learner` that pretrains `arch` by restoring corrupted images
 
     dls (DataLoaders): From `pretrain_dls`: batches are 1-tuples of images
-    arch (str, default 'vit_small_patch16_224'): timm name of a `VisionTransformer`
+    arch (str, default 'vit_small_patch16_224'): timm name of a plain transformer
     recipe (default 'paper'): A name in `RECIPES`, or a `Recipe`
     pretrained (bool, default False): Start from timm's weights?
     patch_size (default None): Pixels, a number or (ph, pw); None: the architecture's
