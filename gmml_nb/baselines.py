@@ -94,17 +94,22 @@ def check_tokens(
 
 # %% ../nbs/55_baselines.ipynb #9b1be134
 def embed_tokens(
-    vit:nn.Module,  # A plain transformer with absolute positions
-    x:torch.Tensor, # Normalised images (bs, C, H, W)
-) -> torch.Tensor:  # (bs, p+n, d): prefix tokens, then patches
+    vit:nn.Module,            # A plain transformer with absolute positions
+    x:torch.Tensor,           # Normalised images (bs, C, H, W)
+    hidden:torch.Tensor=None, # bool (bs, n): patches that `token` stands for
+    token:torch.Tensor=None,  # (1, 1, d); None: leave all patches as they are
+) -> torch.Tensor:            # (bs, p+n, d): prefix tokens, then patches
     """What enters timm's first block: patch embeddings, positions, class token and registers
 
     vit (nn.Module): A plain transformer with absolute positions
     x (torch.Tensor): Normalised images (bs, C, H, W)
+    hidden (torch.Tensor, default None): bool (bs, n): patches that `token` stands for
+    token (torch.Tensor, default None): (1, 1, d); None: leave all patches as they are
     Returns (torch.Tensor): (bs, p+n, d): prefix tokens, then patches
     """
     x,first = vit.patch_embed(x),getattr(vit, 'no_embed_class', False)
     if x.ndim == 4: x = x.flatten(1, 2)                          # (bs, gh, gw, d) -> (bs, n, d)
+    if token is not None: x = torch.where(hidden[..., None], token.to(x.dtype), x)
     pre = [getattr(vit, o, None) for o in ('cls_token', 'dist_token', 'reg_token')]
     pre = [o.expand(x.shape[0], -1, -1) for o in pre if o is not None]
     if first: x = x + vit.pos_embed
@@ -150,6 +155,7 @@ def features(self:SimMIM,
     Returns (torch.Tensor): (bs, p+n, d)
     """
     vit,hidden = self.encoder.vit,token_mask(mask, self.encoder.patch_size)
+    if places(vit) == ('absolute',): return through_blocks(vit, embed_tokens(vit, x, hidden, self.mask_token))
     def put(m, args, o): return torch.where(hidden.view(*o.shape[:-1], 1), self.mask_token.to(o.dtype).view(-1), o)   # of (bs, n, d) or (bs, gh, gw, d)
     hook = vit.patch_embed.register_forward_hook(put)
     try: return vit.forward_features(x)

@@ -150,9 +150,10 @@ def pooling_args(
     if 'drop_path_rate' in changes: raise ValueError('drop_path_rate belongs to the training: give it as drop_path=')
     args = {k: v for k,v in args.items() if k not in ('num_classes', 'drop_path_rate')}
     tokens = getattr(vit, 'cls_token', None) is not None
-    if tokens and 'global_pool' in args: args['global_pool'] = 'token'   # its head reads the class token, unless another pooling is asked for
+    pooled = tokens and args.pop('global_pool', None)
     args |= {k: v for k,v in changes.items() if k != 'num_classes'}
     if args.get('class_token') is False: args.setdefault('global_pool', 'avg')
+    elif pooled and 'norm.weight' in state: args.setdefault('global_pool', 'token')   # its head reads the class token, unless another pooling is asked for
     pool = changes.get('global_pool')
     if pool is None: return args
     known(pool, POOLS, 'global_pool')
@@ -230,6 +231,7 @@ def match_tensors(
     pools = [o for o in ('attn_pool.',) if not any(k.startswith(o) for k in state) or not any(k.startswith(o) for k in own)]
     state = {k: v for k,v in state.items() if not k.startswith((*heads, *pools))}   # a pooling that only one of them has is new, or not needed
     want = [k for k in own if not k.startswith((*heads, *pools))]
+    if 'norm.weight' in own and 'norm.weight' not in state: state = {k.replace('fc_norm.', 'norm.') if k.startswith('fc_norm.') and k not in own else k: v for k,v in state.items()}
     check_class_token(own, state)
     match_positions(model, state, grid)
     good = [k for k in want if k in state and state[k].shape == own[k].shape]
