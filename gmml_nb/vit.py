@@ -165,6 +165,9 @@ def check_plain(
     if not isinstance(vit.patch_embed, PatchEmbed):
         raise ValueError(f'{name} a {type(vit).__name__} whose patches come out of a {type(vit.patch_embed).__name__}, which looks beyond each patch, at what is hidden: '
                          f'take one that cuts the image into patches, such as {SUCH_AS}')
+    head = vit.embed_dim//getattr(getattr(vit.blocks[0], 'attn', vit), 'num_heads', 1)
+    if getattr(vit, 'rope', None) is not None and head % 4:
+        raise ValueError(f'{name} of rotary positions, and its heads are {head} numbers wide: that has to be a multiple of 4, so give embed_dim/num_heads such a value, as model_args=dict(embed_dim=192, num_heads=3)')
 
 # %% ../nbs/20_vit.ipynb #fa010003
 def places(

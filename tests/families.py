@@ -2,7 +2,7 @@
 import contextlib, io
 from pathlib import Path
 import timm, torch
-from gmml_nb.all import *
+from gmml_nb.all import GMMLEncoder, finetune_dls, finetune_learner, gmml_learner, pretrain_dls
 from gmml_nb.baselines import MAE, SimMIM
 from gmml_nb.vit import places
 from gmml_nb.weights import example_images
