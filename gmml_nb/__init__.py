@@ -15,7 +15,7 @@ Modules:
 - `gmml_nb.pretrain`: The GMML callback, and a fastai `Learner` that restores corrupted images
 - `gmml_nb.recipe`: Every choice of a run as a value, and what it names: corruption, augmentation, decoder, loss
 - `gmml_nb.sources`: What you hold in your hands, read by place: which image has which label, what a label is, what a split is called
-- `gmml_nb.vit`: Any timm vision transformer, with the features of several blocks fused into one map"""
+- `gmml_nb.vit`: Any plain vision transformer of timm, with the features of several blocks fused into one map"""
 
 import warnings as _warnings
 from importlib.metadata import version as _version, PackageNotFoundError as _NotInstalled

@@ -20,7 +20,7 @@ from fastcore.all import delegates, patch
 from .corruption import Zeros, token_grid
 from .decoder import PatchTranspose
 from .loss import MaskedMSELoss
-from .vit import GMMLEncoder
+from .vit import GMMLEncoder, places
 from .recipe import Recipe, gmml_model, recipe_loss
 from .pretrain import GMML, gmml_learner, method_learner
 
@@ -78,40 +78,54 @@ def token_mask(
 
 # %% ../nbs/55_baselines.ipynb #063b7519
 def check_tokens(
-    enc:GMMLEncoder, # To be trained with hidden patches
+    enc:GMMLEncoder,    # To be trained with hidden patches
+    leave:bool=False, # Are they left out, rather than replaced by a token?
 ):
     """Raise a `ValueError` unless patches can be hidden from this encoder
 
     enc (GMMLEncoder): To be trained with hidden patches
+    leave (bool, default False): Are they left out, rather than replaced by a token?
     """
-    if enc.vit.pos_embed is None:
-        raise ValueError(f'{enc.arch!r} has no absolute position embedding, and a hidden patch is known by its place '
-                         'alone: choose an architecture with one, such as vit_small_patch16_224')
+    how = places(enc.vit)
+    if not how: raise ValueError(f'{enc.arch!r} has no positions, and a hidden patch is known by its place alone: choose an architecture with some, such as vit_small_patch16_224')
+    if leave and how != ('absolute',):
+        raise ValueError(f'{enc.arch!r} has {how[-1]} positions, which its blocks apply to the whole grid, and MAE shows them the visible patches alone: take an '
+                         'architecture with absolute positions, such as vit_small_patch16_224, or gmml_learner or simmim_learner')
 
 # %% ../nbs/55_baselines.ipynb #9b1be134
 def embed_tokens(
-    vit:nn.Module,            # timm `VisionTransformer`
+    vit:nn.Module,            # A plain transformer with absolute positions
     x:torch.Tensor,           # Normalised images (bs, C, H, W)
     hidden:torch.Tensor=None, # bool (bs, n): patches that `token` stands for
     token:torch.Tensor=None,  # (1, 1, d); None: leave all patches as they are
 ) -> torch.Tensor:            # (bs, p+n, d): prefix tokens, then patches
     """What enters timm's first block: patch embeddings, positions, class token and registers
 
-    vit (nn.Module): timm `VisionTransformer`
+    vit (nn.Module): A plain transformer with absolute positions
     x (torch.Tensor): Normalised images (bs, C, H, W)
     hidden (torch.Tensor, default None): bool (bs, n): patches that `token` stands for
     token (torch.Tensor, default None): (1, 1, d); None: leave all patches as they are
     Returns (torch.Tensor): (bs, p+n, d): prefix tokens, then patches
     """
-    x = vit.patch_embed(x)
+    x,first = vit.patch_embed(x),getattr(vit, 'no_embed_class', False)
     if x.ndim == 4: x = x.flatten(1, 2)                          # (bs, gh, gw, d) -> (bs, n, d)
     if token is not None: x = torch.where(hidden[..., None], token.to(x.dtype), x)
     pre = [getattr(vit, o, None) for o in ('cls_token', 'dist_token', 'reg_token')]
     pre = [o.expand(x.shape[0], -1, -1) for o in pre if o is not None]
-    if vit.no_embed_class: x = x + vit.pos_embed
+    if first: x = x + vit.pos_embed
     x = torch.cat([*pre, x], 1)                                  # (bs, p+n, d)
-    if not vit.no_embed_class: x = x + vit.pos_embed
-    return vit.norm_pre(vit.pos_drop(x))
+    if not first: x = x + vit.pos_embed
+    x = vit.pos_drop(x)
+    return vit.norm_pre(x) if hasattr(vit, 'norm_pre') else x
+
+# %% ../nbs/55_baselines.ipynb #fa550001
+def through_blocks(
+    vit:nn.Module,  # A plain transformer whose blocks know no places
+    x:torch.Tensor, # Of `embed_tokens`, some left out perhaps (bs, m, d)
+) -> torch.Tensor:  # (bs, m, d)
+    "All blocks and the final norm"
+    for b in vit.blocks: x = b(x)
+    return vit.norm(x)
 
 # %% ../nbs/55_baselines.ipynb #bbee0453
 class SimMIM(nn.Module):
@@ -140,9 +154,12 @@ def features(self:SimMIM,
     mask (torch.Tensor): bool (bs, 1, H, W), whole patches, True = hidden
     Returns (torch.Tensor): (bs, p+n, d)
     """
-    vit = self.encoder.vit
-    hidden = token_mask(mask, self.encoder.patch_size)
-    return vit.norm(vit.blocks(embed_tokens(vit, x, hidden, self.mask_token)))
+    vit,hidden = self.encoder.vit,token_mask(mask, self.encoder.patch_size)
+    if places(vit) == ('absolute',): return through_blocks(vit, embed_tokens(vit, x, hidden, self.mask_token))
+    def put(m, args, o): return torch.where(hidden.view(*o.shape[:-1], 1), self.mask_token.to(o.dtype).view(-1), o)   # of (bs, n, d) or (bs, gh, gw, d)
+    hook = vit.patch_embed.register_forward_hook(put)
+    try: return vit.forward_features(x)
+    finally: hook.remove()
 
 # %% ../nbs/55_baselines.ipynb #bdca6f05
 @patch
@@ -244,7 +261,7 @@ class MAE(nn.Module):
         decoder_dim:int=None, # Its width, a multiple of 32; None: two thirds of the encoder's, rounded
     ):
         super().__init__()
-        check_tokens(encoder)
+        check_tokens(encoder, leave=True)
         n,ok = math.prod(encoder.grid),isinstance(ratio, (int, float)) and 0 <= ratio <= 1
         self.visible = n - n_hidden(n, ratio) if ok else 0
         if not self.visible: raise ValueError(f'ratio={ratio!r} leaves none of {n} patches: give one number, 0 or more and less than 1')
@@ -266,7 +283,7 @@ def encode(self:MAE,
     order = token_mask(mask, self.encoder.patch_size).byte().argsort(dim=1, stable=True)
     x = embed_tokens(vit, x)
     x = torch.cat([x[:, :p], gather_tokens(x[:, p:], order[:, :self.visible])], 1)
-    return vit.norm(vit.blocks(x)), order
+    return through_blocks(vit, x), order
 
 # %% ../nbs/55_baselines.ipynb #1bfb4e73
 @patch

@@ -176,13 +176,13 @@ def noise_images(n, size): return np.random.RandomState(0).randint(0, 256, (n, 3
 class GMMLStep:
     """The pretraining step as the learner does it, from bytes to new weights
 
-    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a plain transformer
     size (int, default 224): Pixels of a side
     bs (int, default 16): Images in a batch
     **kwargs: More arguments of `gmml_learner`
     """
     def __init__(self,
-        arch:str='vit_tiny_patch16_224', # timm name of a `VisionTransformer`
+        arch:str='vit_tiny_patch16_224', # timm name of a plain transformer
         size:int=224, # Pixels of a side
         bs:int=16,    # Images in a batch
         **kwargs,     # More arguments of `gmml_learner`
@@ -213,7 +213,7 @@ def __call__(self:GMMLStep,
 class BareStep:
     """Forward, backward and optimiser of timm's transformer
 
-    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a plain transformer
     size (int, default 224): Pixels of a side
     bs (int, default 16): Images in a batch
     patch_size (default None): Pixels; None: the architecture's
@@ -221,7 +221,7 @@ class BareStep:
     **kwargs: Ignored: arguments of `gmml_learner` that are not the transformer's
     """
     def __init__(self,
-        arch:str='vit_tiny_patch16_224', # timm name of a `VisionTransformer`
+        arch:str='vit_tiny_patch16_224', # timm name of a plain transformer
         size:int=224,    # Pixels of a side
         bs:int=16,       # Images in a batch
         patch_size=None, # Pixels; None: the architecture's
@@ -243,7 +243,7 @@ TINY = dict(size=24, bs=4, patch_size=4, blocks=(1, 2), model_args=dict(embed_di
 
 # %% ../nbs/93_benchmark.ipynb #f194ddd4
 def step_cost(
-    arch:str='vit_tiny_patch16_224', # timm name of a `VisionTransformer`
+    arch:str='vit_tiny_patch16_224', # timm name of a plain transformer
     size:int=224,  # Pixels of a side
     bs:int=16,     # Images in a batch
     repeats:int=7, # Turns
@@ -251,7 +251,7 @@ def step_cost(
 ) -> list:         # Lines of results
     """The pretraining step against the bare transformer, and corruption against the step
 
-    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a plain transformer
     size (int, default 224): Pixels of a side
     bs (int, default 16): Images in a batch
     repeats (int, default 7): Turns
@@ -326,7 +326,7 @@ def peak_of_step(
     return peak() - before
 
 def step_memory(
-    arch:str='vit_tiny_patch16_224', # timm name of a `VisionTransformer`
+    arch:str='vit_tiny_patch16_224', # timm name of a plain transformer
     size:int=224,  # Pixels of a side
     bs:int=16,     # Images in a batch
     repeats:int=3, # Processes of each side
@@ -334,7 +334,7 @@ def step_memory(
 ) -> list:         # Lines of results
     """Peak memory of the pretraining step against the bare transformer
 
-    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a plain transformer
     size (int, default 224): Pixels of a side
     bs (int, default 16): Images in a batch
     repeats (int, default 3): Processes of each side
@@ -549,7 +549,7 @@ def set_growth(
 
 # %% ../nbs/93_benchmark.ipynb #7f3a3e44
 def train_steps(
-    arch:str='vit_tiny_patch16_224', # timm name of a `VisionTransformer`
+    arch:str='vit_tiny_patch16_224', # timm name of a plain transformer
     size:int=224, # Pixels of a side
     bs:int=16,    # Images in a batch of each process
     steps:int=6,  # Of the run
@@ -557,7 +557,7 @@ def train_steps(
 ) -> dict:        # `seconds` of a step, `memory` in MiB
     """Train for a few steps on all processes that were launched; to be called in a new process
 
-    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a plain transformer
     size (int, default 224): Pixels of a side
     bs (int, default 16): Images in a batch of each process
     steps (int, default 6): Of the run
@@ -573,7 +573,7 @@ def train_steps(
 
 # %% ../nbs/93_benchmark.ipynb #260d86d3
 def process_growth(
-    arch:str='vit_tiny_patch16_224', # timm name of a `VisionTransformer`
+    arch:str='vit_tiny_patch16_224', # timm name of a plain transformer
     most:int=None, # Processes; None: GPUs, or cores, up to 8
     size:int=224,  # Pixels of a side
     bs:int=16,     # Images in a batch of each process
@@ -581,7 +581,7 @@ def process_growth(
 ) -> list:         # Lines of results
     """Images a second, and memory of each process, of 1, 2, 4... processes, against one
 
-    arch (str, default 'vit_tiny_patch16_224'): timm name of a `VisionTransformer`
+    arch (str, default 'vit_tiny_patch16_224'): timm name of a plain transformer
     most (int, default None): Processes; None: GPUs, or cores, up to 8
     size (int, default 224): Pixels of a side
     bs (int, default 16): Images in a batch of each process

@@ -66,7 +66,7 @@ def check_model(
     import torch
     from gmml_nb.vit import GMMLEncoder, check_blocks, upper_blocks
     args = dict(in_chans=in_chans or 3, img_size=size, patch_size=patch_size, **(model_args or {}))
-    with torch.device('meta'): depth = len(GMMLEncoder(arch, 1, drop_path=r.drop_path, **args).vit.blocks)
+    with torch.device('meta'): depth = len(GMMLEncoder(arch, 1, False, drop_path=r.drop_path, **args).vit.blocks)
     if blocks is None and r.blocks == type(r)().blocks and depth != 12: blocks = upper_blocks(depth)
     return override(r, blocks=check_blocks(r.blocks if blocks is None else parse_numbers(blocks, 'blocks'), depth))
 
@@ -176,7 +176,8 @@ def save_figure(
 def pretrain_recipe(o, size, patch, model_args):
     "The recipe of a run, with blocks that its transformer has; what it names is there"
     from gmml_nb.recipe import LOSSES, get_recipe, make_alien
-    from gmml_nb.pretrain import from_weights, say_start
+    from gmml_nb.pretrain import say_start
+    from gmml_nb.vit import from_weights
     pretrained = from_weights(o.arch, o.pretrained or None)
     say_start(o.recipe, pretrained, o.arch)
     r = get_recipe(o.recipe, pretrained, **{**parse_fields(o.change), **without_none(lr=o.lr)})

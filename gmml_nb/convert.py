@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .checkpoint import Checkpoint, damage
-from .vit import resolve_arch
+from .vit import check_plain, resolve_arch
 from .weights import prepared, write_model
 from .recipe import Recipe
 
@@ -284,18 +284,18 @@ def open_source(
 def empty_vit(
     arch:str,  # timm name
     args:dict, # Of `timm.create_model`
-) -> nn.Module: # timm `VisionTransformer` with random weights
+) -> nn.Module: # A plain transformer with random weights
     """The model that a checkpoint is for, or a `ValueError`
 
     arch (str): timm name
     args (dict): Of `timm.create_model`
-    Returns (nn.Module): timm `VisionTransformer` with random weights
+    Returns (nn.Module): A plain transformer with random weights
     """
     args = {k: v for k,v in args.items() if not k.startswith(('num_classes', 'pretrained', 'checkpoint', 'drop_path'))}
     try: model = timm.create_model(resolve_arch(arch)[0], num_classes=0, **args)
     except (AssertionError, TypeError, RuntimeError) as e:
         raise ValueError(f'timm cannot make {arch} with {args}: {e}. Give another arch=, or change it with model_args=') from e
-    if not isinstance(model, VisionTransformer): raise ValueError(f'{arch} is a {type(model).__name__}: give arch= of a VisionTransformer')
+    check_plain(model, arch)
     return model
 
 # %% ../nbs/94_convert.ipynb #d57f361f
@@ -315,14 +315,14 @@ def assume_stats(
 
 def conversion_report(
     rows:list,       # From `list_entries`
-    model:nn.Module, # timm `VisionTransformer`
+    model:nn.Module, # A plain transformer
     arch:str,        # Its name
     assumed:str,     # Where the statistics are from
 ) -> pd.DataFrame:
     """A table of what became of each entry, and a printed summary
 
     rows (list): From `list_entries`
-    model (nn.Module): timm `VisionTransformer`
+    model (nn.Module): A plain transformer
     arch (str): Its name
     assumed (str): Where the statistics are from
     """

@@ -20,14 +20,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-from timm.models.vision_transformer import VisionTransformer
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import default_device, get_model
 from .augment import own_seeds
 from .data import ImageDL, in_the_middle
-from .vit import check_blocks
+from .vit import PLAIN, check_blocks
 from .core import known
 from .weights import load_encoder, prepared
 
@@ -60,8 +59,8 @@ def as_vit(
     encoder, # Folder of `export_encoder`, a learner (pretraining or fine-tuning), a timm name, or a module
     shape,   # Of the images, (C, H, W); None: those that the encoder takes
     device,  # Where an encoder from a folder or a learner goes
-) -> VisionTransformer:
-    """The timm `VisionTransformer` that is in `encoder`
+) -> nn.Module:
+    """The plain transformer of timm that is in `encoder`
 
     encoder: Folder of `export_encoder`, a learner (pretraining or fine-tuning), a timm name, or a module
     shape: Of the images, (C, H, W); None: those that the encoder takes
@@ -71,8 +70,8 @@ def as_vit(
     else: m = get_model(encoder.model) if isinstance(encoder, Learner) else encoder
     m = getattr(m, 'encoder', m)
     m = getattr(m, 'vit', m)
-    if not isinstance(m, VisionTransformer): raise ValueError(f'encoder is a {type(m).__name__}: give a folder that '
-        'export_encoder wrote, a learner, a timm name, a GMMLEncoder or a timm VisionTransformer')
+    if not isinstance(m, PLAIN): raise ValueError(f'encoder is a {type(m).__name__}: give a folder that '
+        'export_encoder wrote, a learner, a timm name, a GMMLEncoder or a plain transformer of timm')
     want = (m.patch_embed.proj.in_channels, *m.patch_embed.img_size)
     if shape is not None and tuple(shape) != want: raise ValueError(f'images of shape {tuple(shape)}, but the encoder was made for (C, H, W) = '
                                               f'{want}: give size and in_chans to the loaders')
@@ -153,14 +152,14 @@ def normalised(
 
 # %% ../nbs/65_evaluate.ipynb #06845a37
 def pooled(
-    vit,       # timm `VisionTransformer`
+    vit,       # A plain transformer
     x,         # Normalised images (bs, C, H, W)
     block:int, # 1-based
     pool:str,  # 'mean' of the patches, or class 'token'
 ):             # (bs, d)
     """One vector for each image from one block
 
-    vit: timm `VisionTransformer`
+    vit: A plain transformer
     x: Normalised images (bs, C, H, W)
     block (int): 1-based
     pool (str): 'mean' of the patches, or class 'token'
@@ -185,7 +184,7 @@ def say_other_way(
 
 # %% ../nbs/65_evaluate.ipynb #df9e4f10
 def features(
-    encoder,         # Folder of `export_encoder`, a learner, a timm name, a `GMMLEncoder` or a timm `VisionTransformer`
+    encoder,         # Folder of `export_encoder`, a learner, a timm name, a `GMMLEncoder` or a plain transformer of timm
     dl,              # A loader with labels or without; its images are read in order and without augmentation
     block:int=None,  # 1-based; None: the last
     pool:str='mean', # 'mean' of the patches, or the class 'token'
@@ -193,7 +192,7 @@ def features(
 ) -> tuple:          # float32 (n, d), and labels (n,) or None; both on the CPU
     """Frozen features of all images of a loader, and their labels; draws no random number that others would miss
 
-    encoder: Folder of `export_encoder`, a learner, a timm name, a `GMMLEncoder` or a timm `VisionTransformer`
+    encoder: Folder of `export_encoder`, a learner, a timm name, a `GMMLEncoder` or a plain transformer of timm
     dl: A loader with labels or without; its images are read in order and without augmentation
     block (int, default None): 1-based; None: the last
     pool (str, default 'mean'): 'mean' of the patches, or the class 'token'

@@ -302,11 +302,11 @@ def need_packages(
     if missing: raise ImportError(f'{", ".join(missing)} is not installed: pip install {" ".join(missing)}')
 
 def portable(
-    source, # Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
+    source, # Folder of an exported model, a timm model, or a `GMMLEncoder`
 ) -> tuple: # A copy on the CPU in evaluation mode, noise (2, C, H, W), and the facts of `config.json` that its user needs
     """What is to be written, and something to try it on
 
-    source: Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
+    source: Folder of an exported model, a timm model, or a `GMMLEncoder`
     Returns (tuple): A copy on the CPU in evaluation mode, noise (2, C, H, W), and the facts of `config.json` that its user needs
     """
     facts = {}
@@ -315,7 +315,7 @@ def portable(
         facts = {k: json.dumps(v) for k in ('mean', 'std', 'crop_pct', 'crop_mode', 'depth', 'label_names') if (v := {**cfg['pretrained_cfg'], **cfg}.get(k))}
         source = timm_model(source, pretrained=True)
     embed = getattr(getattr(source, 'vit', source), 'patch_embed', None)
-    if embed is None: raise ValueError(f'{type(source).__name__}: give the folder of an exported model, a timm VisionTransformer or a GMMLEncoder')
+    if embed is None: raise ValueError(f'{type(source).__name__}: give the folder of an exported model, a plain transformer of timm or a GMMLEncoder')
     g = torch.Generator().manual_seed(0)
     return copy.deepcopy(source).cpu().eval(), torch.randn(2, embed.proj.in_channels, *embed.img_size, generator=g), facts
 
@@ -376,12 +376,12 @@ def _onnx_run(file):
     return lambda x: o.run(None, {'images': x.numpy()})[0]
 
 def export_onnx(
-    source, # Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
+    source, # Folder of an exported model, a timm model, or a `GMMLEncoder`
     file,   # To write, `.onnx`
 ) -> Path:  # The file
     """Write a model as ONNX, for any number of images, and compare it in ONNX Runtime
 
-    source: Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
+    source: Folder of an exported model, a timm model, or a `GMMLEncoder`
     file: To write, `.onnx`
     Returns (Path): The file
     """
@@ -395,12 +395,12 @@ def export_onnx(
 
 # %% ../nbs/92_export.ipynb #5146e269
 def export_program(
-    source, # Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
+    source, # Folder of an exported model, a timm model, or a `GMMLEncoder`
     file,   # To write, `.pt2`
 ) -> Path:  # The file
     """Write a model with `torch.export`, for any number of images, and compare what `torch.export.load` reads
 
-    source: Folder of an exported model, a timm `VisionTransformer`, or a `GMMLEncoder`
+    source: Folder of an exported model, a timm model, or a `GMMLEncoder`
     file: To write, `.pt2`
     Returns (Path): The file
     """

@@ -308,7 +308,7 @@ def depth_groups(
     """
     heads = lambda ps: [dict(params=[p for p in ps if (p.ndim > 1) == m], weight_decay=wd*m, lr_scale=1.) for m in (False, True)]
     head = [p for m in listify(model.get_classifier()) for p in m.parameters()]
-    first = [p for n,p in model.named_parameters() if n == 'reg_token']   # timm's groups would have registers train with the head
+    first = [p for n,p in model.named_parameters() if n == 'reg_token' or n.startswith(('rope.', 'shared_rel_pos.'))]   # timm's groups would have registers and shared positions train with the head
     frozen,ids = [p for p in model.parameters() if not p.requires_grad],{id(p) for p in [*head, *first]}
     for p in frozen: p.requires_grad_(True)   # timm passes over what does not train
     groups = param_groups_layer_decay(model, wd, model.no_weight_decay(), layer_decay=layer_decay)
@@ -327,12 +327,12 @@ def levels(
 
 # %% ../nbs/60_finetune.ipynb #bbe7895d
 def freeze_blocks(
-    model:nn.Module, # timm `VisionTransformer`
+    model:nn.Module, # timm model with blocks
     n:int,           # Blocks from the image on; 0: none, -1: the whole encoder
 ):
     """Stop the first `n` blocks and the embedding from training; -1 leaves the head alone
 
-    model (nn.Module): timm `VisionTransformer`
+    model (nn.Module): timm model with blocks
     n (int): Blocks from the image on; 0: none, -1: the whole encoder
     """
     if not n: return

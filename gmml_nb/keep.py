@@ -20,7 +20,7 @@ from fastai.callback.core import Callback
 from fastai.learner import CastToTensor, Learner
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from .data import ImageLoaders, pixels_and_sizes
-from .vit import GMMLEncoder, model_place, read_config, upper_blocks
+from .vit import GMMLEncoder, check_plain, model_place, read_config, upper_blocks
 from .recipe import Recipe, augment, get_recipe, gmml_model, make_alien, recipe_loss
 from .identity import images_hash
 from .training import warmup_cosine
@@ -50,7 +50,7 @@ def kept_recipe(
 class KeepLoss(Callback):
     """Adds to each training step GMML's loss on unlabelled images and on the labelled ones, through the same encoder
 
-    vit (nn.Module): timm `VisionTransformer`, the classifier
+    vit (nn.Module): The classifier, a plain transformer
     unlabelled: From `pretrain_dls`: of its training images
     recipe (Recipe): Of crops, corruption, decoder and loss
     stats: Mean and standard deviation that the classifier's images are normalised with, 0-1
@@ -61,7 +61,7 @@ class KeepLoss(Callback):
     """
     order,run_valid = CastToTensor.order + .2,False   # sees the labelled images before they are mixed; adds its loss inside autocast
     def __init__(self,
-        vit:nn.Module,       # timm `VisionTransformer`, the classifier
+        vit:nn.Module,       # The classifier, a plain transformer
         unlabelled,          # From `pretrain_dls`: of its training images
         recipe:Recipe,       # Of crops, corruption, decoder and loss
         stats,               # Mean and standard deviation that the classifier's images are normalised with, 0-1
@@ -88,7 +88,8 @@ class KeepLoss(Callback):
 # %% ../nbs/58_keep.ipynb #c0de5812
 def check_kept(vit, unlabelled, depth=None):
     "Raise a `ValueError` unless these images can go through this transformer"
-    if not hasattr(vit, 'forward_intermediates') or not hasattr(vit, 'blocks'): raise ValueError(f'the reconstruction loss needs a vision transformer, and the classifier is a {type(vit).__name__}')
+    try: check_plain(vit)
+    except ValueError as e: raise ValueError(f'the reconstruction loss needs a plain vision transformer, and {e}') from e
     if not isinstance(unlabelled, ImageLoaders) or hasattr(unlabelled.train.dataset, 'vocab'):
         raise ValueError(f"unlabelled is a {type(unlabelled).__name__}: give loaders of images without labels, unlabelled=pretrain_dls('photos', size=...)")
     size,chans = tuple(vit.patch_embed.img_size),vit.patch_embed.proj.in_channels

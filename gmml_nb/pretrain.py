@@ -37,7 +37,7 @@ from fastai.torch_core import get_model, rank_distrib
 from fastprogress.fastprogress import format_time
 from .core import known, number
 from .data import in_the_middle, pixels_and_sizes
-from .vit import GMMLEncoder, model_place
+from .vit import GMMLEncoder, from_weights
 from .recipe import ALSO, LOSSES, Recipe, augment, get_recipe, gmml_model, make_alien, recipe_loss
 from .checkpoint import check_cbs, fit_run, what_ran
 from .training import (ClipEach, GlobalMean, LogEvery, SkipValidation, StopOnNonFinite, decay_groups, say_rates, step_images, trackers,
@@ -374,13 +374,6 @@ def check_model(
     for o in patch_size if isinstance(patch_size, (tuple, list)) and len(patch_size) == 2 else [patch_size]: number('patch_size', o, 1, whole=True)
 
 # %% ../nbs/50_pretrain.ipynb #c0de5011
-def from_weights(
-    arch,            # As in `model_place`
-    pretrained=None, # What was said
-) -> bool:
-    "Does a run start from the weights of `arch`? Where nothing is said: from those of a folder or of the hub"
-    return model_place(arch)[0] != 'timm' if pretrained is None else bool(pretrained)
-
 def say_start(recipe, pretrained, arch):
     "One line where the start has decided on the recipe"
     if isinstance(recipe, str) and recipe == 'auto' and pretrained and not rank_distrib(): print(f"starting from the weights of {arch}: recipe='continue'")
@@ -431,7 +424,7 @@ def lr_find(self:PretrainLearner, *args, **kwargs):
 # %% ../nbs/50_pretrain.ipynb #719cb5ee
 def method_learner(
     dls:DataLoaders,        # From `pretrain_dls`: batches are 1-tuples of images
-    arch:str,               # timm name of a `VisionTransformer`, or a folder
+    arch:str,               # timm name of a plain transformer, or a folder
     recipe,                 # A name in `RECIPES`, 'auto' (by where it starts), or a `Recipe`
     make_model,             # Function of (encoder, recipe): a model with an attribute `encoder`
     callback,               # Function of (recipe, patch_size, stats, seed): a `GMML`
@@ -443,7 +436,7 @@ def method_learner(
     """A `Learner` that pretrains `arch` with the recipe's optimiser, and with the model, callback and loss of some method
 
     dls (DataLoaders): From `pretrain_dls`: batches are 1-tuples of images
-    arch (str): timm name of a `VisionTransformer`, or a folder
+    arch (str): timm name of a plain transformer, or a folder
     recipe: A name in `RECIPES`, 'auto' (by where it starts), or a `Recipe`
     make_model: Function of (encoder, recipe): a model with an attribute `encoder`
     callback: Function of (recipe, patch_size, stats, seed): a `GMML`
@@ -511,7 +504,7 @@ def method_learner(
 # %% ../nbs/50_pretrain.ipynb #2fd3544e
 def gmml_learner(
     dls:DataLoaders,        # From `pretrain_dls`: batches are 1-tuples of images
-    arch:str='vit_small_patch16_224', # timm name of a `VisionTransformer`, or a folder of `export_encoder`
+    arch:str='vit_small_patch16_224', # timm name of a plain transformer, or a folder of `export_encoder`
     recipe='auto',          # A name in `RECIPES`, a `Recipe`, or 'auto': 'continue' from weights, 'paper' from none
     pretrained:bool=None,   # Start from the weights of `arch`? None: from those of a folder or of the hub
     patch_size=None,        # Pixels, a number or (ph, pw); None: the architecture's
@@ -528,7 +521,7 @@ def gmml_learner(
     """A `Learner` that pretrains `arch` by restoring corrupted images
 
     dls (DataLoaders): From `pretrain_dls`: batches are 1-tuples of images
-    arch (str, default 'vit_small_patch16_224'): timm name of a `VisionTransformer`, or a folder of `export_encoder`
+    arch (str, default 'vit_small_patch16_224'): timm name of a plain transformer, or a folder of `export_encoder`
     recipe (default 'auto'): A name in `RECIPES`, a `Recipe`, or 'auto': 'continue' from weights, 'paper' from none
     pretrained (bool, default None): Start from the weights of `arch`? None: from those of a folder or of the hub
     patch_size (default None): Pixels, a number or (ph, pw); None: the architecture's

@@ -24,7 +24,6 @@ from fastai.learner import Learner, Recorder
 from fastai.torch_core import default_device, get_model, rank_distrib
 from fastcore.all import listify, store_attr
 from sklearn.decomposition import PCA
-from timm.layers import Attention
 from torch import nn
 from torchvision.utils import make_grid
 from .files import image_files
@@ -74,7 +73,7 @@ def images_for(
 class Inside:
     "A network and normalised images to look at it with"
     net:nn.Module     # The whole network
-    vit:nn.Module     # Its timm `VisionTransformer`
+    vit:nn.Module     # Its plain transformer of timm
     stats:tuple       # Mean and standard deviation of each channel, 0-1
     x:torch.Tensor    # Normalised images (n, C, H, W), where the network is
     donors:torch.Tensor=None # What `Replace` takes instead of other images of the batch
@@ -298,23 +297,30 @@ def plot_block_errors(models, images=None, aliens=None, seed:int=0, stats=None, 
 
 # %% ../nbs/85_visualise.ipynb #e2773b6e
 def attention_weights(
-    attn:nn.Module, # timm `Attention`
+    attn:nn.Module, # Attention of timm: that of a block
     x:torch.Tensor, # What goes in (bs, n, d)
+    **kw,           # What else goes in: rotations, or relative positions
 ) -> torch.Tensor:  # (bs, heads, n, n): how much each token (row) looks at each (column); rows sum to 1
-    """Attention computed from the module's own queries and keys
+    """Attention as the module itself computes it when it is not fused
 
-    attn (nn.Module): timm `Attention`
+    attn (nn.Module): Attention of timm: that of a block
     x (torch.Tensor): What goes in (bs, n, d)
+    **kw: What else goes in: rotations, or relative positions
     Returns (torch.Tensor): (bs, heads, n, n): how much each token (row) looks at each (column); rows sum to 1
     """
-    if not isinstance(attn, Attention): raise ValueError(f'attention of a {type(attn).__name__} cannot be read, only that of timm.layers.Attention')
-    bs,n,_ = x.shape
-    q,k,_ = attn.qkv(x).reshape(bs, n, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)    # (bs, heads, n, d_h) each
-    q,k = attn.q_norm(q).float(),attn.k_norm(k).float()
-    return (q @ k.mT*attn.scale).softmax(-1)
+    if not hasattr(attn, 'fused_attn') or not hasattr(attn, 'attn_drop'): raise ValueError(f'attention of a {type(attn).__name__} cannot be read: it does not hand it to a layer attn_drop, as those of timm do')
+    kept,fused = [],attn.fused_attn
+    hook = attn.attn_drop.register_forward_pre_hook(lambda m, args: kept.append(args[0].float()))
+    attn.fused_attn = False
+    try: attn.forward(x, **kw)
+    finally:
+        hook.remove()
+        attn.fused_attn = fused
+    if len(kept) != 1: raise ValueError(f'attention of a {type(attn).__name__} is not one probability for each two tokens, and cannot be read')
+    return kept[0]
 
 # %% ../nbs/85_visualise.ipynb #ab3cc67b
-def _keep(attn, args, kept, block): kept[block] = attention_weights(attn, args[0])
+def _keep(attn, args, kw, kept, block): kept[block] = attention_weights(attn, *args, **kw)
 
 def attention(
     model,       # As in `inside`
@@ -334,7 +340,7 @@ def attention(
     blocks = o.blocks(blocks)
     if not all(hasattr(o.vit.blocks[b-1], 'attn') for b in blocks):
         raise ValueError(f'{type(o.vit.blocks[0]).__name__} has no attention of its own to read')
-    hooks = [o.vit.blocks[b-1].attn.register_forward_pre_hook(partial(_keep, kept=kept, block=b)) for b in blocks]
+    hooks = [o.vit.blocks[b-1].attn.register_forward_pre_hook(partial(_keep, kept=kept, block=b), with_kwargs=True) for b in blocks]
     try:
         with eval_mode(o.vit): o.vit.forward_intermediates(o.x, [blocks[-1] - 1], stop_early=True, intermediates_only=True)
     finally:

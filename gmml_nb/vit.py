@@ -1,4 +1,4 @@
-r"""Any timm vision transformer, with the features of several blocks fused into one map
+r"""Any plain vision transformer of timm, with the features of several blocks fused into one map
 
 Nothing about the transformer in GMML is special, and that is the point of it: what comes out of pretraining should be
 an ordinary vision transformer that any program can load. So the encoder here is a
@@ -22,14 +22,17 @@ __all__ = ['upper_blocks', 'check_blocks', 'read_config', 'resolve_arch', 'keep_
            'init_positions', 'GMMLEncoder']
 
 # %% ../nbs/20_vit.ipynb #9c32bf6c
-import difflib, json, math
+import difflib, inspect, json, math
 import gmml_nb, timm, torch
 from numbers import Integral
 from fastcore.basics import listify, patch
 from huggingface_hub import hf_hub_download
 from pathlib import Path
-from timm.layers import build_sincos2d_pos_embed, resample_patch_embed
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed, resample_patch_embed
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 # %% ../nbs/20_vit.ipynb #799a2392
@@ -82,7 +85,7 @@ def model_place(
     near = [str(o.parent) for o in sorted(folder.parent.glob('*/config.json'))]
     near,what = difflib.get_close_matches(str(folder), near, 2, .6), f'no such folder here: {text!r}'
     if kind != 'local-dir' and folder.name == text:
-        names = [o for m in ('vision_transformer', 'deit') for o in timm.list_models(module=m) if not o.startswith('test')]
+        names = [o for m in ('vision_transformer', 'deit', 'eva', 'beit') for o in timm.list_models(module=m) if not o.startswith('test')]
         near += difflib.get_close_matches(plain.split('.')[0], names, 4, .5)
         what += ', and timm has no architecture of that name'
     raise ValueError(f'{what}. ' + (f'The nearest: {", ".join(near)}' if near else
@@ -128,7 +131,17 @@ def resolve_arch(
     if pre.get('fixed_input_size') and 'img_size' not in args: args['img_size'] = pre['input_size'][1:]
     return cfg['architecture'], args
 
+# %% ../nbs/20_vit.ipynb #c0de2010
+def from_weights(
+    arch,            # As in `model_place`
+    pretrained=None, # What was said
+) -> bool:
+    "Does a run start from the weights of `arch`? Where nothing is said: from those of a folder or of the hub"
+    return model_place(arch)[0] != 'timm' if pretrained is None else bool(pretrained)
+
 # %% ../nbs/20_vit.ipynb #778dae5b
+SUCH_AS = 'vit_small_patch16_224, vit_small_patch16_dinov3 or beitv2_base_patch16_224'
+
 def timm_model(
     name,   # As in `model_place`
     **args, # Of `timm.create_model`; those that are None are left to timm
@@ -143,10 +156,48 @@ def timm_model(
     try: return timm.create_model(name, **args)
     except Exception as e:   # timm's own are of every kind
         if args.pop('pretrained', False): raise ValueError(f'the weights of {name} cannot be fetched or do not fit: {type(e).__name__}: {e}') from e
-        raise ValueError(f'timm cannot make {name} with {args}: {e}. The architecture must be a timm VisionTransformer, such as '
-                         'vit_small_patch16_224 or deit_tiny_patch16_224') from e
+        raise ValueError(f'timm cannot make {name} with {args}: {e or type(e).__name__}. The architecture must be a plain transformer of timm, '
+                         f'such as {SUCH_AS}') from e
+
+# %% ../nbs/20_vit.ipynb #fa010002
+PLAIN = VisionTransformer, Eva, Beit, VisionTransformerRelPos
+
+def check_plain(
+    vit:nn.Module, # From `timm.create_model`
+    arch:str='',   # Its name, for the message
+):
+    "Raise a `ValueError` unless `vit` is a plain transformer"
+    name = f'{arch!r} is' if arch else 'this is'
+    if not isinstance(vit, PLAIN):
+        raise ValueError(f'{name} a {type(vit).__name__}, and not a plain transformer, whose blocks all see all patches ({", ".join(o.__name__ for o in PLAIN)} of timm): '
+                         f'take one such as {SUCH_AS}')
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        raise ValueError(f'{name} a {type(vit).__name__} whose patches come out of a {type(vit.patch_embed).__name__}, which looks beyond each patch, at what is hidden: '
+                         f'take one that cuts the image into patches, such as {SUCH_AS}')
+    head = vit.embed_dim//getattr(getattr(vit.blocks[0], 'attn', vit), 'num_heads', 1)
+    if getattr(vit, 'rope', None) is not None and head % 4:
+        raise ValueError(f'{name} of rotary positions, and its heads are {head} numbers wide: that has to be a multiple of 4, so give embed_dim/num_heads such a value, as model_args=dict(embed_dim=192, num_heads=3)')
+
+# %% ../nbs/20_vit.ipynb #fa010003
+def places(
+    vit:nn.Module, # A plain transformer
+) -> tuple:        # Of 'absolute', 'rotary' and 'relative'
+    "How its blocks know where a patch is"
+    o = dict(absolute=getattr(vit, 'pos_embed', None) is not None, rotary=getattr(vit, 'rope', None) is not None,
+             relative=any('rel_pos' in n or 'relative_position' in n for n,_ in vit.named_parameters()))
+    return tuple(k for k,v in o.items() if v)
 
 # %% ../nbs/20_vit.ipynb #584bb4aa
+def norm_arg(
+    cls, # Of a plain transformer
+) -> str: # 'fc_norm' or 'use_fc_norm'
+    "The argument that says whether the final norm comes after the pooling"
+    known = inspect.signature(cls).parameters
+    for o in ('fc_norm', 'use_fc_norm'):
+        if o in known or issubclass(cls, VisionTransformer): return o
+    raise ValueError(f'timm {timm.__version__} cannot build a {cls.__name__} with its norm before the pooling: install a newer timm')
+
+# %% ../nbs/20_vit.ipynb #fa010005
 def keep_norm(
     vit:nn.Module, # From `timm.create_model`; its norm may be moved
     arch:str='',   # Its name, for the message
@@ -157,23 +208,22 @@ def keep_norm(
     arch (str, default ''): Its name, for the message
     Returns (dict): Arguments that make timm build it with the norm where it is now
     """
-    if not isinstance(vit, VisionTransformer):
-        raise ValueError(f'{arch!r} is a {type(vit).__name__}, but the encoder must be a timm VisionTransformer, '
-                         'such as vit_small_patch16_224 or deit_tiny_patch16_224')
+    check_plain(vit, arch)
     if not isinstance(vit.norm, nn.Identity): return {}
     if isinstance(vit.fc_norm, nn.Identity):
-        raise ValueError(f'{arch!r} has no final norm, and fused blocks need one. Leave out final_norm=False, or '
-                         'choose an architecture with a norm, such as vit_small_patch16_224')
+        own = next(o for o in ('use_post_transformer_norm', 'final_norm') if o in inspect.signature(type(vit)).parameters)
+        raise ValueError(f'{arch!r} has no final norm, and fused blocks need one. Give it one, with random weights, by model_args=dict({own}=True), '
+                         f'or choose an architecture with a norm, such as {SUCH_AS}')
     vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
-    return dict(fc_norm=False)
+    return {norm_arg(type(vit)): False}
 
 # %% ../nbs/20_vit.ipynb #84ece000
 def image_geometry(
-    vit:VisionTransformer, # From `timm.create_model`
-) -> tuple:                # `img_size` (H, W), `grid` (gh, gw), `patch_size` (ph, pw)
+    vit:nn.Module, # A plain transformer, from `timm.create_model`
+) -> tuple:        # `img_size` (H, W), `grid` (gh, gw), `patch_size` (ph, pw)
     """The sizes of a timm model, checked: patches cover the image exactly
 
-    vit (VisionTransformer): From `timm.create_model`
+    vit (nn.Module): A plain transformer, from `timm.create_model`
     Returns (tuple): `img_size` (H, W), `grid` (gh, gw), `patch_size` (ph, pw)
     """
     img, p = tuple(vit.patch_embed.img_size), tuple(vit.patch_embed.feat_ratio(as_scalar=False))
@@ -203,16 +253,16 @@ def build_args(
 
 # %% ../nbs/20_vit.ipynb #30856a14
 def init_positions(
-    vit:nn.Module,         # timm `VisionTransformer` with a position embedding
+    vit:nn.Module,         # A plain transformer
     pos_init:str='sincos', # 'sincos': sines and cosines of row and column, between -1 and 1; 'random': leave timm's
 ):
     """Choose where the (learnable) position embedding of the patches starts
 
-    vit (nn.Module): timm `VisionTransformer` with a position embedding
+    vit (nn.Module): A plain transformer
     pos_init (str, default 'sincos'): 'sincos': sines and cosines of row and column, between -1 and 1; 'random': leave timm's
     """
     if pos_init not in ('random', 'sincos'): raise ValueError(f"pos_init={pos_init!r}: choose 'random' or 'sincos'")
-    if pos_init == 'random' or vit.pos_embed is None: return
+    if pos_init == 'random' or 'absolute' not in places(vit): return
     pos = build_sincos2d_pos_embed(list(vit.patch_embed.grid_size), vit.embed_dim, temperature=100.)  # (n, d)
     with torch.no_grad(): vit.pos_embed[:,-len(pos):] = pos   # prefix tokens, where there are any, come first
 
@@ -231,9 +281,25 @@ def resample_positions(
     return torch.cat([pos[:,:n], grid.flatten(2).mT.to(pos.dtype)], 1)
 
 
+# %% ../nbs/20_vit.ipynb #fa010006
+def resample_tables(
+    state:dict,    # Tensors by name; changed in place
+    vit:nn.Module, # Takes them
+    old,           # Grid (gh, gw) that they were made for
+):
+    "Tables of relative positions, for the grid of `vit`"
+    own,new = vit.state_dict(),vit.patch_embed.grid_size
+    if tuple(old) == tuple(new): return
+    ways = lambda grid: tuple(2*o - 1 for o in grid)
+    for k,t in state.items():
+        if not k.endswith('relative_position_bias_table') or k not in own or t.shape[1] != own[k].shape[1]: continue
+        extra = len(t) - math.prod(ways(old))                             # to and from the class token: they come last
+        t = resample_positions(t.roll(extra, 0)[None], ways(old), ways(new))[0]
+        state[k] = t.roll(-extra, 0)
+
 # %% ../nbs/20_vit.ipynb #401d993a
 def load_pretrained(
-    vit:VisionTransformer, # Takes the weights
+    vit:nn.Module, # Takes the weights
     name:str,              # As in `model_place`
     args:dict,             # Of `timm.create_model`, that `vit` was made with
 ):
@@ -243,17 +309,18 @@ def load_pretrained(
     state = src.state_dict()
     if state.get('pos_embed') is not None:
         state['pos_embed'] = resample_positions(state['pos_embed'], src.patch_embed.grid_size, vit.patch_embed.grid_size)
+    resample_tables(state, vit, src.patch_embed.grid_size)
     if (w := state['patch_embed.proj.weight']).shape[-2:] != (new := vit.patch_embed.proj.weight.shape[-2:]):
         state['patch_embed.proj.weight'] = resample_patch_embed(w, list(new))
     vit.load_state_dict(state)
 
 # %% ../nbs/20_vit.ipynb #00ce2f35
 class GMMLEncoder(nn.Module):
-    """A timm `VisionTransformer` that returns the mean of several blocks' patch tokens, normed, as a map
+    """A plain transformer of timm that returns the mean of several blocks' patch tokens, normed, as a map
 
-    arch (str): timm name of a `VisionTransformer`
+    arch (str): timm name of a plain transformer, or a folder of `export_encoder`
     blocks (default (6, 8, 10, 12)): Blocks to fuse, 1-based
-    pretrained (bool, default False): Start from the weights that belong to `arch`?
+    pretrained (bool, default None): Start from the weights that belong to `arch`? None: from those of a folder or of the hub
     in_chans (int, default 3): Channels of the images
     img_size (default None): Pixels, a number or (H, W); None: the architecture's own
     patch_size (default None): Pixels, a number or (ph, pw); None: the architecture's own
@@ -262,9 +329,9 @@ class GMMLEncoder(nn.Module):
     **kwargs: More arguments of `timm.create_model`: depth, embed_dim, num_heads...
     """
     def __init__(self,
-        arch:str,              # timm name of a `VisionTransformer`
+        arch:str,              # timm name of a plain transformer, or a folder of `export_encoder`
         blocks=(6,8,10,12),    # Blocks to fuse, 1-based
-        pretrained:bool=False, # Start from the weights that belong to `arch`?
+        pretrained:bool=None,  # Start from the weights that belong to `arch`? None: from those of a folder or of the hub
         in_chans:int=3,        # Channels of the images
         img_size=None,         # Pixels, a number or (H, W); None: the architecture's own
         patch_size=None,       # Pixels, a number or (ph, pw); None: the architecture's own
@@ -278,7 +345,8 @@ class GMMLEncoder(nn.Module):
         self.model_args = build_args({**stored, **{k:v for k,v in args.items() if v is not None}})
         args['global_pool'] = self.model_args.get('global_pool')
         self.vit = timm_model(arch, num_classes=0, drop_path_rate=drop_path, **args)
-        if pretrained: load_pretrained(self.vit, arch, args)
+        check_plain(self.vit, arch)
+        if from_weights(arch, pretrained): load_pretrained(self.vit, arch, args)
         else: init_positions(self.vit, pos_init)
         self.model_args.update(keep_norm(self.vit, arch))
         self.measure(blocks)
@@ -290,7 +358,7 @@ def measure(self:GMMLEncoder,
     blocks, # Blocks to fuse, 1-based
 ):
     "What is known of `vit`, once it is there"
-    if not isinstance(self.vit.patch_drop, nn.Identity):
+    if not isinstance(getattr(self.vit, 'patch_drop', None), (nn.Identity, type(None))):
         raise ValueError('patch_drop_rate would drop patches that the decoder needs: leave it out, the corruption hides enough')
     self.img_size,self.grid,self.patch_size = image_geometry(self.vit)
     self.in_chans,self.dim = self.vit.patch_embed.proj.in_channels,self.vit.embed_dim
@@ -299,15 +367,16 @@ def measure(self:GMMLEncoder,
 # %% ../nbs/20_vit.ipynb #c0de2002
 @patch(cls_method=True)
 def around(cls:GMMLEncoder,
-    vit:VisionTransformer, # It stays what it is, a classifier perhaps
+    vit:nn.Module,      # It stays what it is, a classifier perhaps
     blocks=(6,8,10,12),    # Blocks to fuse, 1-based
 ) -> GMMLEncoder:          # Its weights are those of `vit`
     """The fused features of a transformer that serves something else, too
 
-    vit (VisionTransformer): It stays what it is, a classifier perhaps
+    vit (nn.Module): It stays what it is, a classifier perhaps
     blocks (default (6, 8, 10, 12)): Blocks to fuse, 1-based
     Returns (GMMLEncoder): Its weights are those of `vit`
     """
+    check_plain(vit)
     self = cls.__new__(cls)
     nn.Module.__init__(self)
     self.vit = vit

@@ -24,11 +24,10 @@ from fastai.vision.augment import RandomResizedCrop, Resize
 from fastai.torch_core import get_model, rank_distrib
 from timm.models import save_for_hf
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
 from safetensors.torch import load_file, save_file
 from .core import known
 from .pixels import crop_mode
-from .vit import image_geometry, init_positions, model_place, read_config, resample_positions, resolve_arch, timm_model
+from .vit import PLAIN, image_geometry, init_positions, model_place, norm_arg, read_config, resample_positions, resample_tables, resolve_arch, timm_model
 
 # %% ../nbs/48_weights.ipynb #b61ac5b7
 def as_features(
@@ -36,25 +35,30 @@ def as_features(
     model_args:dict=None, # Arguments of `timm.create_model` that made it
 ) -> tuple:             # A model whose output is the mean of its patches, where it can be, and its arguments
     "The same weights with average pooling behind the final norm"
-    if not isinstance(vit, VisionTransformer) or isinstance(vit, VisionTransformerDistilled) or vit.global_pool == 'avg': return vit, model_args
+    if not isinstance(vit, PLAIN) or isinstance(vit, VisionTransformerDistilled) or vit.global_pool == 'avg': return vit, model_args
     vit = copy.deepcopy(vit)
     vit.reset_classifier(0, 'avg')
-    return vit, dict(model_args or {}, global_pool='avg', fc_norm=False)
+    return vit, dict(model_args or {}, global_pool='avg', **{norm_arg(type(vit)): not isinstance(vit.fc_norm, nn.Identity)})
 
 # %% ../nbs/48_weights.ipynb #c0de4821
-class TokenAndMean(VisionTransformer):
-    "A `VisionTransformer` whose head reads the class token and the mean of the patches, side by side"
-    def pool(self, x, pool_type=None): return torch.cat([x[:, 0], x[:, self.num_prefix_tokens:].mean(1)], 1)
+class TokenAndMean:
+    "A plain transformer whose head reads the class token and the mean of the patches, side by side"
+    def forward_head(self, x, pre_logits=False):
+        x = self.head_drop(torch.cat([x[:, 0], x[:, self.num_prefix_tokens:].mean(1)], 1))
+        return x if pre_logits else self.head(x)
+
+BOTH = {o: type(f'TokenAndMean{o.__name__}', (TokenAndMean, o), dict(__module__=__name__)) for o in PLAIN}
+globals().update({o.__name__: o for o in BOTH.values()})   # where a pickled learner finds them
 
 def token_and_mean(
-    model:nn.Module, # timm `VisionTransformer` with a class token and a head
+    model:nn.Module, # A plain transformer with a class token and a head
 ) -> nn.Module:      # The same model
     "Widen a head: it starts as the old one on the mean of the two"
-    if type(model) is not VisionTransformer: raise ValueError(f"pool='both': a {type(model).__name__} has no class token with patches beside it, take 'token' or 'avg'")
+    if type(model) not in BOTH or model.cls_token is None: raise ValueError(f"pool='both': a {type(model).__name__} has no class token with patches beside it, take 'token' or 'avg'")
     if not model.num_classes: raise ValueError("pool='both' is what a head reads, and there is none: give n_classes")
     head = nn.Linear(2*model.embed_dim, model.num_classes)
     with torch.no_grad(): head.weight.copy_(model.head.weight.repeat(1, 2)/2), head.bias.copy_(model.head.bias)
-    model.__class__,model.head = TokenAndMean,head
+    model.__class__,model.head,model.fc_norm = BOTH[type(model)],head,nn.Identity()
     return model
 
 # %% ../nbs/48_weights.ipynb #6a23988b
@@ -101,6 +105,10 @@ def write_model(
     return folder
 
 # %% ../nbs/48_weights.ipynb #ef64c4ef
+def empty_model(name, args):
+    "A timm model of which only class and shapes count"
+    with torch.random.fork_rng(devices=[]), torch.device('meta'): return timm_model(f'timm/{name}', num_classes=0, **args)
+
 def stored_encoder(
     encoder, # As in `encoder_source`
 ) -> tuple:  # architecture, arguments, state dict, and a model of that architecture, of which only the shapes count; the last two None for random weights
@@ -116,8 +124,7 @@ def stored_encoder(
     if kind != 'folder':
         vit = timm_model(encoder, pretrained=True, num_classes=0)
         return name, args, vit.state_dict(), vit
-    with torch.random.fork_rng(devices=[]), torch.device('meta'): vit = timm_model(f'timm/{name}', num_classes=0, **args)
-    return name, args, load_file(where/'model.safetensors'), vit
+    return name, args, load_file(where/'model.safetensors'), empty_model(name, args)
 
 # %% ../nbs/48_weights.ipynb #c0de4822
 HEAD_POOLS = 'token', 'avg', 'both'
@@ -143,9 +150,10 @@ def pooling_args(
     if 'drop_path_rate' in changes: raise ValueError('drop_path_rate belongs to the training: give it as drop_path=')
     args = {k: v for k,v in args.items() if k not in ('num_classes', 'drop_path_rate')}
     tokens = getattr(vit, 'cls_token', None) is not None
-    if tokens: args.pop('global_pool', None)   # its head reads the class token, unless another pooling is asked for
+    pooled = tokens and args.pop('global_pool', None)
     args |= {k: v for k,v in changes.items() if k != 'num_classes'}
     if args.get('class_token') is False: args.setdefault('global_pool', 'avg')
+    elif pooled and 'norm.weight' in state: args.setdefault('global_pool', 'token')   # its head reads the class token, unless another pooling is asked for
     pool = changes.get('global_pool')
     if pool is None: return args
     known(pool, POOLS, 'global_pool')
@@ -154,7 +162,8 @@ def pooling_args(
     if 'distilled' in name and pool != 'token':
         raise ValueError(f'global_pool={pool!r}: {name} has a head for each of its two tokens, '
                          f'leave global_pool out or take the architecture without "distilled"')
-    if not state or 'norm.weight' in state: args.setdefault('fc_norm', False)
+    cls = type(vit or empty_model(name, args))
+    if issubclass(cls, PLAIN) and (not state or 'norm.weight' in state): args.setdefault(norm_arg(cls), False)
     return args
 
 # %% ../nbs/48_weights.ipynb #6623de28
@@ -178,12 +187,14 @@ def encoder_source(
 def match_positions(
     model:nn.Module, # Takes the weights
     state:dict,      # Tensors by name; changed in place
-    grid=None,       # Grid of the stored position embedding; None: the model's
+    grid=None,       # Grid of the stored positions; None: the model's
 ):
-    "Bring a position embedding to a model's grid, and to the places that its prefix tokens have there"
+    "Bring tables of relative positions and a position embedding to a model's grid, this one also to the places that its prefix tokens have there"
+    new = getattr(getattr(model, 'patch_embed', None), 'grid_size', None)
+    if new is None: return
+    resample_tables(state, model, grid or new)
     pos,own = state.get('pos_embed'),getattr(model, 'pos_embed', None)
     if pos is None or own is None or pos.shape[-1] != own.shape[-1]: return
-    new = model.patch_embed.grid_size
     pos,n = resample_positions(pos, grid or new, new),math.prod(new)
     have,want = pos.shape[1] - n,own.shape[1] - n
     if have and not want:
@@ -206,13 +217,13 @@ def check_class_token(
 
 # %% ../nbs/48_weights.ipynb #0b1ac20b
 def match_tensors(
-    model:nn.Module, # timm `VisionTransformer` whose weights are replaced
+    model:nn.Module, # timm model whose weights are replaced
     state:dict,      # Tensors by name, those of a head left out
     grid=None,       # Grid (gh, gw) of the stored position embedding; None: the model's
 ):
     """Load `state` into `model`; all of the encoder's tensors must match, in name and shape
 
-    model (nn.Module): timm `VisionTransformer` whose weights are replaced
+    model (nn.Module): timm model whose weights are replaced
     state (dict): Tensors by name, those of a head left out
     grid (default None): Grid (gh, gw) of the stored position embedding; None: the model's
     """
@@ -220,6 +231,7 @@ def match_tensors(
     pools = [o for o in ('attn_pool.',) if not any(k.startswith(o) for k in state) or not any(k.startswith(o) for k in own)]
     state = {k: v for k,v in state.items() if not k.startswith((*heads, *pools))}   # a pooling that only one of them has is new, or not needed
     want = [k for k in own if not k.startswith((*heads, *pools))]
+    if 'norm.weight' in own and 'norm.weight' not in state: state = {k.replace('fc_norm.', 'norm.') if k.startswith('fc_norm.') and k not in own else k: v for k,v in state.items()}
     check_class_token(own, state)
     match_positions(model, state, grid)
     good = [k for k in want if k in state and state[k].shape == own[k].shape]
@@ -242,7 +254,7 @@ def load_encoder(
     weights:bool=True,    # False: the architecture alone, with random weights
     pos_init:str='random', # Position embedding of random weights: 'random' or 'sincos'
     pool:str=None,        # What the head reads: class 'token', 'avg' of the patches, 'both'; None: the class token where there is one
-) -> nn.Module:           # timm `VisionTransformer`
+) -> nn.Module:           # timm model
     """A timm model with an encoder's weights, position embedding resampled; says how many tensors were loaded
 
     encoder (default None): Folder of `export_encoder`, learner of `gmml_learner`, timm name, or None: random weights
@@ -255,7 +267,7 @@ def load_encoder(
     weights (bool, default True): False: the architecture alone, with random weights
     pos_init (str, default 'random'): Position embedding of random weights: 'random' or 'sincos'
     pool (str, default None): What the head reads: class 'token', 'avg' of the patches, 'both'; None: the class token where there is one
-    Returns (nn.Module): timm `VisionTransformer`
+    Returns (nn.Module): timm model
     """
     name,args,state,vit = stored_encoder(encoder)
     if arch: name = resolve_arch(arch)[0]
@@ -266,7 +278,7 @@ def load_encoder(
     if in_chans not in (None, own) and state is not None:
         raise ValueError(f'images have {in_chans} channels, the encoder was made for {own}: pass in_chans={own} to the DataLoaders')
     model = timm_model(f'timm/{name}', num_classes=n_classes, drop_path_rate=drop_path, **{**args, 'in_chans': in_chans or own})
-    if isinstance(model, VisionTransformer): image_geometry(model)
+    if isinstance(model, PLAIN): image_geometry(model)
     if not n_classes and 'global_pool' not in changes: model,_ = as_features(model)
     if state is not None and weights: match_tensors(model, state, getattr(getattr(vit, 'patch_embed', None), 'grid_size', None))
     else:

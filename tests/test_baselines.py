@@ -41,7 +41,8 @@ def test_everything_goes_back_to_its_place(hidden):
     x,mask = hidden
     mae = MAE(GMMLEncoder(ARCH, (1, 2), **ENC), decoder_dim=32)
     vit,dec = mae.encoder.vit,mae.decoder
-    vit.blocks = dec.embed = dec.blocks = dec.norm = dec.head = nn.Identity()
+    vit.blocks = nn.Sequential()
+    dec.embed = dec.blocks = dec.norm = dec.head = nn.Identity()
     dec.pos.zero_()
     with torch.no_grad(): out = mae(x, mask).flatten(2).transpose(1, 2)          # (bs, n, d)
     own,hid = vit.norm(embed_tokens(vit, x))[:, 1:],token_mask(mask, (4, 4))

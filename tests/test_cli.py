@@ -333,7 +333,7 @@ def out_of(name, typed, *args):
     ('', 'DATA is missing'), ('empty', 'no images'), ('nowhere/', 'no such folder'), ('digitz', "Did you mean 'digits'"),
     ('PHOTOS --recipe papr', "Did you mean 'paper'"), ('PHOTOS --size 9', 'not a multiple of the patch'), ('PHOTOS --blocks 1,3', '2 blocks'),
     ('PHOTOS --blocks one', 'whole numbers'), ('PHOTOS --change noise=1.5', '1.5'), ('PHOTOS --change crop', 'name=value'),
-    ('PHOTOS --change flipp=0', "Did you mean 'flip'"), ('PHOTOS --change alien=noize', "Did you mean 'noise'"), ('PHOTOS --arch resnet50', 'VisionTransformer'),
+    ('PHOTOS --change flipp=0', "Did you mean 'flip'"), ('PHOTOS --change alien=noize', "Did you mean 'noise'"), ('PHOTOS --arch resnet50', 'plain transformer'),
     ('PHOTOS --arch vit_tinny_patch16_224', 'vit_tiny_patch16_224'), ('PHOTOS --num-heads 5', 'num_heads=5 does not divide'), ('PHOTOS --epochs 0', 'epochs=0'),
     ('PHOTOS --valid-pct 1', 'valid_pct=1'), ('PHOTOS --bs 0', 'bs=0'), ('PHOTOS --device cuda:99', 'cuda:99'), ('PHOTOS --settings none.json', 'none.json'),
     ('PHOTOS --on-error skpi', 'skpi'), ('PHOTOS --epochs many', 'invalid int value'), ('PHOTOS --root x', 'folder of a dataset'),

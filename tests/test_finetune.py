@@ -298,7 +298,7 @@ def test_typos():
     (dict(weight_decay=.1), "'wd'"), (dict(batch_size=4), 'finetune_dls'), (dict(lr=-1), 'lr=-1: give a number above 0'), (dict(smoothing=1.), 'smoothing=1.0: give a number'),
     (dict(freeze=True), 'freeze=True: give a whole number'), (dict(mixup=-.1), 'mixup=-0.1: give'), (dict(layer_decay=2.), 'layer_decay=2.0: give'), (dict(drop_path=1.), 'drop_path=1.0: give'),
     (dict(warmup='5'), "warmup='5': give"), (dict(recipe=None), "recipe=None: give 'deit'"), (dict(dls='photos'), 'dls is a str, not loaders'), (dict(model_args=dict(TINY, drop_path_rate=.1)), 'drop_path='), (dict(crop_pct=0.), 'crop_pct=0.0: give'), (dict(loss_func=1), 'loss_func=1: give a function'),
-    (dict(arch='resnet18', model_args={}), 'must be a timm VisionTransformer'), (dict(model_args=dict(TINY, num_heads=3)), 'num_heads=3 does not divide embed_dim=16: take 2 or 4'),
+    (dict(arch='resnet18', model_args={}), 'must be a plain transformer'), (dict(model_args=dict(TINY, num_heads=3)), 'num_heads=3 does not divide embed_dim=16: take 2 or 4'),
     (dict(model_args=dict(TINY, patch_size=3)), r'img_size=\(8, 8\) is not a multiple of the patch \(3, 3\): take \(9, 9\)'), (dict(model_args=dict(TINY, global_pool='mean')), 'There are: token, avg')], ids=str)
 def test_what_a_tired_person_types(kw, said):
     with pytest.raises(ValueError, match=said): learner(**kw)
