@@ -4,6 +4,7 @@ import numpy as np, pytest, torch
 from safetensors.torch import load_file
 from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import finetune_dls, pretrain_dls
+from gmml_nb.export import run_rows
 from gmml_nb.pretrain import gmml_learner
 from gmml_nb.progress import TrackFeatures, history
 from gmml_nb.training import all_processes
@@ -39,7 +40,8 @@ def test_a_spoilt_run_is_warned_and_exports_its_start(tmp_path, capsys):
     out = learn.export_encoder(tmp_path/'enc')
     a,b = (load_file(o/'model.safetensors') for o in (example_encoder(), out))
     assert all(torch.equal(b[k], v) for k,v in a.items()), 'the start, to the last bit'
-    assert json.loads((out/'config.json').read_text())['gmml']['results']['rank'] == h['rank'][0]
+    facts = json.loads((out/'config.json').read_text())['gmml']
+    assert facts['results']['rank'] == h['rank'][0] and 'pretraining: epoch 0, the best by copies' in dict(run_rows('pretraining', facts, {}))
 
 def test_a_mild_run_is_not(capsys):
     learn = train(from_the_box(5e-4), TrackFeatures(), n=2)
