@@ -190,14 +190,13 @@ def warn(self:TrackFeatures,
     """
     for k,v in seen.items():
         if k in self.warned or k not in self.first: continue
-        if self.new_start and (k == 'rank' or 2*n < self.n_epoch): continue
+        if self.new_start and (k == 'rank' or 2*n <= self.n_epoch): continue
         if not (noise := fallen(self.first[k], v)): continue
         self.warned = [*self.warned, k]
-        do = 'the best weights are put back after the run' if self.keep else "stop here, or give TrackFeatures(keep='best')"
-        longer = ', or train longer' if self.new_start else ''
+        do = 'Train longer or at a lower rate (lr=)' if self.new_start else 'Stop and lower the rate (lr=)'
+        keep = '; the best weights are put back after the run' if self.keep else ", or give TrackFeatures(keep='best')"
         if not rank_distrib():
-            print(f'{k} has fallen below the start: {np.mean(self.first[k]):.3g} before training, {np.mean(v):.3g} after epoch {n} ({noise}). '
-                  f'Lower the rate (lr=){longer}; {do}')
+            print(f'{k} has fallen below the start: {np.mean(self.first[k]):.3g} before training, {np.mean(v):.3g} after epoch {n} ({noise}). {do}{keep}')
 
 # %% ../nbs/66_progress.ipynb #c0de6617
 @patch
@@ -337,7 +336,7 @@ def plot_progress(
     for cols,ax in zip(panels, axs[0]):
         for c in cols: ax.plot(history[c].dropna(), '.-', ms=4, label=c)
         x = history[cols].dropna(how='all').index
-        if x[0] == 0: ax.axhline(history.loc[0, cols[0]], ls=':', lw=1, color='.5', zorder=0)
+        if x[0] == 0: ax.axhline(history.loc[0, cols[0]], ls=':', lw=1, color='.4', zorder=.5)
         ax.axvspan(x[-min(len(x), max(5, math.ceil(last*len(x))))], x[-1], color='.9', zorder=0)
         ax.set(xlabel='epoch', title=' and '.join(cols))
         ax.xaxis.get_major_locator().set_params(integer=True)
