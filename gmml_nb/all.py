@@ -19,7 +19,7 @@ from .recipe import RECIPES, Recipe, get_recipe
 from .training import ClipEach, LogEvery, SkipValidation, all_processes
 from .pretrain import GMML, gmml_learner, method_learner
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner
-from .evaluate import feature_rank, features, interval, knn_accuracy, linear_probe
+from .evaluate import copy_accuracy, feature_rank, features, interval, knn_accuracy, linear_probe
 from .progress import TrackFeatures, history, long_enough, plot_progress
 from .baselines import MAE, METHODS, SimMIM, autoencoder_learner, mae_learner, simmim_learner
 from .experiment import METHOD_NAMES, Experiment, difference, read_results, summary, verdict

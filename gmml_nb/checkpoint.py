@@ -6,7 +6,7 @@ Docs: https://gmml-nb.github.io/gmml_nb/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['RATES', 'rng_state', 'set_rng_state', 'own_rng', 'run_state', 'load_run_state', 'write_whole', 'damage', 'read_plain',
-           'Checkpoint', 'what_ran', 'fit_run']
+           'Checkpoint', 'noted', 'what_ran', 'fit_run']
 
 # %% ../nbs/45_checkpoint.ipynb #1067de37
 import json, math, os, random, shutil, signal, threading, time, warnings
@@ -546,18 +546,30 @@ def rescue(self:Checkpoint,
     if not rank_distrib(): print(f'stopped by {type(error).__name__}. {how}')
 
 # %% ../nbs/45_checkpoint.ipynb #50fda3fe
-def what_ran(
+def noted(
     learn:Learner, # That may have trained
-) -> dict:         # `epochs`, and the `results` of the last one: numbers by name
-    """Epochs that the recorder has seen, and the losses and metrics of the last
+) -> dict:         # `start`: numbers before the first step; `kept`: epoch, measure and value of the weights that were put back; `results`: those of that epoch
+    """What a callback has left in `recorder.noted` of the run that the recorder shows: the rows of that run, and a dict
 
     learn (Learner): That may have trained
-    Returns (dict): `epochs`, and the `results` of the last one: numbers by name
+    Returns (dict): `start`: numbers before the first step; `kept`: epoch, measure and value of the weights that were put back; `results`: those of that epoch
     """
-    rec = learn.recorder
+    run,facts = getattr(learn.recorder, 'noted', (None, {}))
+    return facts if run is getattr(learn.recorder, 'values', None) else {}
+
+def what_ran(
+    learn:Learner, # That may have trained
+) -> dict:         # `epochs`, and the `results` of the last one, or of that whose weights were `kept`: numbers by name
+    """Epochs that the recorder has seen, and the losses and metrics of the weights that the learner has
+
+    learn (Learner): That may have trained
+    Returns (dict): `epochs`, and the `results` of the last one, or of that whose weights were `kept`: numbers by name
+    """
+    rec,note = learn.recorder,noted(learn)
     names,rows = getattr(rec, 'metric_names', ['epoch'])[1:],getattr(rec, 'values', [])
-    last = zip(names, rows[-1] if rows else [])
-    return dict(epochs=len(rows), results={k: v for k,v in last if isinstance(v, (int, float)) and math.isfinite(v)})
+    res = note['results'] if 'kept' in note else dict(zip(names, rows[-1] if rows else []))
+    res = {k: v for k,v in res.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+    return dict(epochs=len(rows), results=res, **({'kept': note['kept']} if 'kept' in note else {}))
 
 # %% ../nbs/45_checkpoint.ipynb #c4ecc501
 def only_callbacks(

@@ -95,7 +95,9 @@ def run_rows(
     if 'method' in facts: o.append(('method', facts['method']))
     if facts.get('recipe'): o.append(('recipe', name_recipe(facts['recipe'], recipes)))
     o += [(k, f'{facts[k]:,}') for k in ('images', 'epochs') if facts.get(k) is not None]
-    if facts.get('results'): o.append(('last epoch', ', '.join(f'{k} {v:.4g}' for k,v in facts['results'].items())))
+    kept = facts.get('kept')
+    when = f"epoch {kept['epoch']}, the best by {kept['by']}" if kept else 'last epoch'
+    if facts.get('results'): o.append((when, ', '.join(f'{k} {v:.4g}' for k,v in facts['results'].items())))
     done = 'method', 'recipe', 'images', 'epochs', 'results', 'pretrained'
     o += [(k, v) for k,v in facts.items() if k not in done and not isinstance(v, dict)]
     return [(f'{what}: {k}', v) for k,v in o]

@@ -11,93 +11,267 @@ __all__ = ['TrackFeatures', 'history', 'Enough', 'long_enough', 'plot_progress']
 import math
 from functools import partial
 from typing import NamedTuple
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from scipy import stats
+from torch import distributed as dist
 from fastcore.all import L, patch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Recorder
+from fastai.learner import Learner
+from fastai.torch_core import get_model, num_distrib, rank_distrib
 from .core import known, number
 from .augment import own_seeds
-from .evaluate import as_parts, feature_rank, features, knn_accuracy, linear_probe
+from .data import in_the_middle
+from .checkpoint import Checkpoint, noted
+from .evaluate import as_parts, as_vit, copy_accuracy, eval_mode, feature_rank, features, interval, knn_accuracy, linear_probe, plain_dl
+
+# %% ../nbs/66_progress.ipynb #c0de6610
+MEASURES = 'knn', 'probe', 'copies', 'rank', 'valid_loss'
+
+def check_keep(
+    keep, # 'best' or None
+    by,   # Name of a measure, or None
+    labels:bool, # Are there any?
+    probe:bool,  # Is the probe asked for?
+) -> str: # The measure
+    "The measure that weights are kept by, or a `ValueError` where a run cannot have it"
+    if keep is not None: known(keep, ['best'], 'keep=')
+    elif by is not None: raise ValueError(f"by={by!r} is what the best weights are kept by: give keep='best', too")
+    if by is None: by = 'knn' if labels else 'copies'
+    known(by, MEASURES, 'measure', dict(loss='valid_loss', neighbours='knn'))
+    if (probe or by in ('knn', 'probe')) and not labels: raise ValueError(f"{'probe=True' if probe else f'by={by!r}'} needs labels: give loaders from finetune_dls")
+    if by == 'probe' and not probe: raise ValueError("by='probe' needs the column: give probe=True")
+    return by
 
 # %% ../nbs/66_progress.ipynb #304f9bb3
 class TrackFeatures(Callback):
-    """Columns `knn`, `probe` if asked for, and `rank` in the log of a pretraining run, which is otherwise the same to the last bit
+    """Columns `knn`, `probe` if asked for, `copies` and `rank` in the log of a pretraining run; it says where they fall below the start, and can keep the best weights
 
-    dls (default None): Labelled loaders: `.train` votes on `.valid`; None or label-free ones: rank alone
+    dls (default None): Labelled loaders: `.train` votes on `.valid`; None or label-free ones: copies and rank alone
     every (int, default 1): Epochs from one measurement to the next; the last epoch always has one
     block (int, default None): 1-based; None: the last
     pool (str, default 'mean'): 'mean' of the patches, or the class 'token'
     k (int, default 20): Neighbours
     probe (bool, default False): A column for the linear probe, too? It takes longer than neighbours do
+    keep (str, default None): 'best': after the run the model has the weights of its best measurement, the start included; None: those of the last step
+    by (str, default None): Measure of the best: 'knn', 'probe', 'copies', 'rank' or 'valid_loss'; None: 'knn', without labels 'copies'
     """
-    order = Recorder.order + 1   # the recorder has its own columns by then, and `ProgressCallback` (60) has not shown them
+    order = Checkpoint.order + 1   # the recorder has its own columns by then, and `ProgressCallback` (60) has not shown them; a run that goes on has been restored
     def __init__(self,
-        dls=None,        # Labelled loaders: `.train` votes on `.valid`; None or label-free ones: rank alone
+        dls=None,        # Labelled loaders: `.train` votes on `.valid`; None or label-free ones: copies and rank alone
         every:int=1,     # Epochs from one measurement to the next; the last epoch always has one
         block:int=None,  # 1-based; None: the last
         pool:str='mean', # 'mean' of the patches, or the class 'token'
         k:int=20,        # Neighbours
         probe:bool=False, # A column for the linear probe, too? It takes longer than neighbours do
+        keep:str=None,   # 'best': after the run the model has the weights of its best measurement, the start included; None: those of the last step
+        by:str=None,     # Measure of the best: 'knn', 'probe', 'copies', 'rank' or 'valid_loss'; None: 'knn', without labels 'copies'
     ):
         number('every', every, 1, whole=True)
         if dls is not None and not isinstance(dls, DataLoaders): raise ValueError(f'dls is a {type(dls).__name__}: give loaders, TrackFeatures(finetune_dls(...))')
-        self.data,self.every,self.block,self.pool,self.k,self.probe,self.due = dls,every,block,pool,k,probe,False
+        self.data,self.every,self.block,self.pool,self.k,self.probe,self.keep,self.due = dls,every,block,pool,k,probe,keep,False
         with own_seeds(): self.with_labels = dls is not None and len(as_parts(dls.train.one_batch())) > 1
         if self.with_labels and not (len(dls.valid) and k <= len(dls.train.dataset)):
             raise ValueError(f'{len(dls.train.dataset)} images to vote on {len(dls.valid.dataset)}: there must be {k} '
                              'or more (or a smaller k), and some to be voted on')
-        if probe and not self.with_labels: raise ValueError('probe=True needs labels: give loaders from finetune_dls')
-        self.names = [*['knn']*self.with_labels, *['probe']*probe, 'rank']
+        self.by = check_keep(keep, by, self.with_labels, probe)
+        self.forget()
 
 # %% ../nbs/66_progress.ipynb #7c234c89
 @patch
-def measure(self:TrackFeatures) -> list: # a number for each name
+def forget(self:TrackFeatures):
+    "Nothing has been measured"
+    self.start,self.first,self.warned,self.new_start = None,None,[],True
+    self.kept,self.results,self.weights,self.latest = None,None,None,None
+
+@patch
+def columns(self:TrackFeatures) -> list:
+    "Names of what is measured; loaders from elsewhere do not say how they normalise, so there are no copies of their images"
+    dls = self.dls if self.data is None else self.data
+    return [*['knn']*self.with_labels, *['probe']*self.probe, *['copies']*hasattr(dls.train.dataset, 'in_chans'), 'rank']
+
+# %% ../nbs/66_progress.ipynb #c0de6640
+@patch
+def measure(self:TrackFeatures) -> dict: # By name, a number, or for each image whether it was right
     """What the features are worth now
 
-    self (TrackFeatures): a number for each name
-    Returns (list): a number for each name
+    self (TrackFeatures): By name, a number, or for each image whether it was right
+    Returns (dict): By name, a number, or for each image whether it was right
     """
     dls = self.dls if self.data is None else self.data
-    f = partial(features, self.learn, block=self.block, pool=self.pool)
-    if not self.with_labels: return [feature_rank(f(dls.valid if len(dls.valid) else dls.train)[0])]
-    sets = *f(dls.train),*f(dls.valid)
-    return [knn_accuracy(*sets, k=self.k), *[linear_probe(*sets) for _ in range(self.probe)], feature_rank(sets[0])]
+    f,res = partial(features, self.learn, block=self.block, pool=self.pool),{}
+    held = dls.valid if len(dls.valid) else dls.train
+    if self.with_labels:
+        sets = *f(dls.train),*f(dls.valid)
+        res['knn'] = knn_accuracy(*sets, k=self.k, per_image=True)
+        if self.probe: res['probe'] = linear_probe(*sets, per_image=True)
+    if 'copies' in self.names: res['copies'] = copy_accuracy(self.learn, held, self.block, self.pool, per_image=True)
+    return dict(res, rank=feature_rank(sets[0] if self.with_labels else f(held)[0]))
+
+# %% ../nbs/66_progress.ipynb #c0de6641
+def as_numbers(seen): return {k: float(np.mean(v)) for k,v in seen.items()}
+
+# %% ../nbs/66_progress.ipynb #c0de6613
+def untrained(
+    vit, # timm's model
+) -> bool:
+    "Are these random weights?"
+    return all(bool((p == 1).all()) for k,p in vit.named_parameters() if 'norm' in k and k.endswith('weight'))
+
+# %% ../nbs/66_progress.ipynb #c0de6646
+def held_out_loss(
+    learn:Learner, # From `gmml_learner`
+) -> float:
+    "The loss that `validate` gives, without its events, so that it can be asked for in the middle of a fit"
+    cb,model,sums,n = learn.gmml,get_model(learn.model),torch.zeros(2, dtype=torch.float64),0
+    cb.donors = cb.held_out()
+    with own_seeds(), eval_mode(model):
+        for b in plain_dl(learn.dls.valid):
+            x = cb.normalise(in_the_middle(b[0].to(learn.dls.device), tuple(learn.dls.size)))
+            corrupted,mask = cb.corrupt(x, range(n, n + len(x)))
+            loss,n = learn.loss_func(model(*cb.inputs(corrupted, mask)), x, mask).mean().double().cpu(),n + len(x)
+            w = mask.sum().double().cpu()*x.shape[1] if getattr(learn.loss_func, 'reduction', 'mean') == 'mean' else torch.ones(())
+            sums += torch.stack([loss*w, w.double()])
+    return float(sums[0]/sums[1])
 
 # %% ../nbs/66_progress.ipynb #6f2f0499
 @patch
 def before_fit(self:TrackFeatures):
-    "Our columns come before the time"
+    "Our columns come before the time; what has not been trained yet is the start"
     if hasattr(self.learn, 'lr_finder'): return
-    rec = self.learn.recorder
-    names,n = list(rec.metric_names), len(rec.metric_names) - rec.add_time
-    rec.metric_names = L(names[:n] + self.names + names[n:])
+    if self.by == 'valid_loss' and not (len(self.dls.valid) and hasattr(self.learn, 'gmml')):
+        raise ValueError("by='valid_loss' needs held-out images of a pretraining: give valid_pct=.1 to pretrain_dls, or another measure")
+    rec,going_on = self.learn.recorder,self.train_iter > 0
+    names,n,self.names = list(rec.metric_names), len(rec.metric_names) - rec.add_time, self.columns()
+    if self.names[-1] not in names: rec.metric_names = L(names[:n] + self.names + names[n:])
+    if going_on: return
+    self.forget()
+    seen = self.measure()
+    self.first,self.start,self.new_start = seen,as_numbers(seen),untrained(as_vit(self.learn, None, self.dls.device))
+    if self.by == 'valid_loss': self.start['valid_loss'] = held_out_loss(self.learn)
+    if not rank_distrib(): print('before training: ' + ', '.join(f'{k} {v:.3g}' for k,v in self.start.items()))
+    self.consider(0, self.start)
 
+# %% ../nbs/66_progress.ipynb #c0de6642
 @patch
 def after_train(self:TrackFeatures): self.due = not hasattr(self.learn, 'lr_finder')   # `validate` never comes here
 
 @patch
 def after_validate(self:TrackFeatures):
     if not self.due: return
-    self.due,n = False,self.epoch + 1
+    self.due,n,rec = False,self.epoch + 1,self.learn.recorder
     now = n % self.every == 0 or n == self.n_epoch
-    self.learn.recorder.log += self.measure() if now else [float('nan')]*len(self.names)
+    seen = self.measure() if now else dict.fromkeys(self.names, float('nan'))
+    rec.log += list(as_numbers(seen).values())
+    if now and self.first is not None: self.warn(n, seen)
+    if now: self.consider(n, dict(zip(rec.metric_names[1:], rec.log[1:])))
+
+# %% ../nbs/66_progress.ipynb #c0de6615
+def fallen(
+    was, now,       # A number, or for each image whether it was right
+    share:float=.2, # Of a number: the fall that counts
+    level:float=.99, # Of images: confidence
+) -> str:           # Empty where it has not
+    "The fall and its noise, where it is more than that"
+    if not np.ndim(was): return f'{now/was - 1:+.0%}' if now < (1 - share)*was else ''
+    mean,half = interval(np.asarray(now, dtype=float) - np.asarray(was, dtype=float), level, 'bootstrap')
+    return f'{mean:+.3g} ± {half:.2g}' if mean + half < 0 else ''
+
+# %% ../nbs/66_progress.ipynb #c0de6643
+@patch
+def warn(self:TrackFeatures,
+    n:int,     # Epochs that are done
+    seen:dict, # From `measure`
+):
+    """Say which measures have fallen below the start, each once
+
+    n (int): Epochs that are done
+    seen (dict): From `measure`
+    """
+    for k,v in seen.items():
+        if k in self.warned or k not in self.first: continue
+        if self.new_start and (k == 'rank' or 2*n <= self.n_epoch): continue
+        if not (noise := fallen(self.first[k], v)): continue
+        self.warned = [*self.warned, k]
+        do = 'Train longer or at a lower rate (lr=)' if self.new_start else 'Stop and lower the rate (lr=)'
+        keep = '; the best weights are put back after the run' if self.keep else ", or give TrackFeatures(keep='best')"
+        if not rank_distrib():
+            print(f'{k} has fallen below the start: {np.mean(self.first[k]):.3g} before training, {np.mean(v):.3g} after epoch {n} ({noise}). {do}{keep}')
+
+# %% ../nbs/66_progress.ipynb #c0de6617
+@patch
+def consider(self:TrackFeatures,
+    n:int,        # Epochs that are done
+    numbers:dict, # The row of the log, or the start
+):
+    """Keep the weights if they are the best so far
+
+    n (int): Epochs that are done
+    numbers (dict): The row of the log, or the start
+    """
+    v = numbers.get(self.by) if self.keep else None
+    if v is not None and math.isfinite(v):
+        self.latest = [n, float(v)]
+        old = self.kept and self.kept['value']
+        if old is None or (v <= old if self.by.endswith('loss') else v >= old):   # of equal ones the latest
+            self.kept,self.results = dict(epoch=n, by=self.by, value=float(v)), {k: float(o) for k,o in numbers.items() if isinstance(o, (int, float))}
+            if not rank_distrib(): self.weights = {k: o.detach().cpu().clone() for k,o in get_model(self.model).state_dict().items()}
+    self.note()
+
+@patch
+def note(self:TrackFeatures):
+    "Leave in the recorder what belongs to its run"
+    o = dict(start=self.start, kept=self.kept, results=self.results)
+    self.learn.recorder.noted = self.learn.recorder.values, {k: v for k,v in o.items() if v is not None}
+
+# %% ../nbs/66_progress.ipynb #c0de6644
+@patch
+def after_fit(self:TrackFeatures):
+    "Put the best weights back, on every process"
+    if hasattr(self.learn, 'lr_finder') or not self.kept or not self.latest: return
+    at,value = self.kept['epoch'],self.kept['value']
+    if at != self.latest[0]:
+        model = get_model(self.model)
+        if self.weights: model.load_state_dict(self.weights)
+        if num_distrib() > 1:
+            for v in model.state_dict().values(): dist.broadcast(v, 0)
+        what = f'the weights of epoch {at}' if at else 'the weights from before training'
+        if not rank_distrib(): print(f'{what} ({self.by} {value:.3g}) are kept: the last had {self.latest[1]:.3g}')
+    self.weights,self.latest = None,None   # a finished run has them in its model
+
+# %% ../nbs/66_progress.ipynb #c0de6618
+@patch
+def state_dict(self:TrackFeatures): # Tensors, numbers, lists
+    """What a checkpoint keeps of the callback
+
+    self (TrackFeatures): Tensors, numbers, lists
+    """
+    first = self.first and {k: torch.as_tensor(v) for k,v in self.first.items()}
+    return dict(first=first, **{k: getattr(self, k) for k in ('start', 'new_start', 'warned', 'kept', 'results', 'latest', 'weights')})
+
+@patch
+def load_state_dict(self:TrackFeatures, state):
+    for k,v in state.items(): setattr(self, k, v)
+    self.first = self.first and {k: v.numpy() if v.ndim else float(v) for k,v in self.first.items()}
+    if self.start is not None: self.note()
 
 # %% ../nbs/66_progress.ipynb #76b16009
 def history(
     learn:Learner, # Just trained: a later `validate` makes fastai's recorder forget
-) -> pd.DataFrame: # A row for each epoch, counted from 1, and a column for each number in the log
+) -> pd.DataFrame: # A row for each epoch, counted from 1, and a column for each number in the log; row 0 is the start, where it was measured
     """The log of a run
 
     learn (Learner): Just trained: a later `validate` makes fastai's recorder forget
-    Returns (pd.DataFrame): A row for each epoch, counted from 1, and a column for each number in the log
+    Returns (pd.DataFrame): A row for each epoch, counted from 1, and a column for each number in the log; row 0 is the start, where it was measured
     """
     rec = learn.recorder
     if not getattr(rec, 'values', None): raise ValueError('this learner has no history: train it first')
     rows = [list(v) for v in rec.values]
-    df = pd.DataFrame(rows, columns=list(rec.metric_names)[1:1 + len(rows[0])], dtype=float)
-    return df.set_index(pd.RangeIndex(1, len(df) + 1, name='epoch'))
+    df = pd.DataFrame(rows, columns=list(rec.metric_names)[1:1 + max(map(len, rows))], dtype=float)
+    df.index += 1
+    start = {k: v for k,v in noted(learn).get('start', {}).items() if not k.endswith('loss')}   # a decoder that has learned nothing is no start
+    if start: df.loc[0] = pd.Series(start, dtype=float)
+    return df.sort_index().rename_axis('epoch')
 
 # %% ../nbs/66_progress.ipynb #b322781e
 class Enough(NamedTuple):
@@ -106,7 +280,7 @@ class Enough(NamedTuple):
     answer: str    # The same as a sentence
     gain: float    # Improvement in the last part, in the measure's own units; negative: it got worse
     noise: float   # Half the width of its interval
-    total: float   # Improvement from the first epoch to the fitted end
+    total: float   # Improvement from the first measurement, the start where there is one, to the fitted end
     epochs: int    # In the last part
     def __str__(self): return self.answer
 
@@ -150,7 +324,7 @@ def plot_progress(
     history,        # From `history`
     last:float=.2,  # Share of the run that is shaded, as in `long_enough`
 ):                  # matplotlib figure
-    """A panel for each measure along the run; losses share one
+    """A panel for each measure along the run, a dotted line at its start; losses share one
 
     history: From `history`
     last (float, default 0.2): Share of the run that is shaded, as in `long_enough`
@@ -161,8 +335,9 @@ def plot_progress(
     fig,axs = plt.subplots(1, len(panels), figsize=(3*len(panels), 2.4), squeeze=False)
     for cols,ax in zip(panels, axs[0]):
         for c in cols: ax.plot(history[c].dropna(), '.-', ms=4, label=c)
-        n = max(5, math.ceil(last*len(history)))
-        ax.axvspan(history.index[-n], history.index[-1], color='.9', zorder=0)
+        x = history[cols].dropna(how='all').index
+        if x[0] == 0: ax.axhline(history.loc[0, cols[0]], ls=':', lw=1, color='.4', zorder=.5)
+        ax.axvspan(x[-min(len(x), max(5, math.ceil(last*len(x))))], x[-1], color='.9', zorder=0)
         ax.set(xlabel='epoch', title=' and '.join(cols))
         ax.xaxis.get_major_locator().set_params(integer=True)
         if len(cols) > 1: ax.legend(fontsize=7)
