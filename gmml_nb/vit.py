@@ -81,7 +81,7 @@ def model_place(
         raise ValueError(f"{text!r} is a folder here and an architecture of timm: write 'local-dir:{text}' or 'timm/{text}'")
     if folder.is_dir(): return 'folder', folder
     if ours: return 'timm', plain
-    if (here := Path(gmml_nb.__file__).parent/text).parent.samefile(Path(gmml_nb.__file__).parent) and (here/'config.json').is_file(): return 'folder', here
+    if folder.name == text and ((here := Path(gmml_nb.__file__).parent/text)/'config.json').is_file(): return 'folder', here
     near = [str(o.parent) for o in sorted(folder.parent.glob('*/config.json'))]
     near,what = difflib.get_close_matches(str(folder), near, 2, .6), f'no such folder here: {text!r}'
     if kind != 'local-dir' and folder.name == text:
