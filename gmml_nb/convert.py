@@ -29,12 +29,12 @@ from pathlib import Path
 import pandas as pd, timm, torch
 from torch import nn
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .checkpoint import Checkpoint, damage
 from .vit import check_plain, resolve_arch
-from .weights import prepared, write_model
+from .weights import empty_model, prepared, write_model
 from .recipe import Recipe
+from timm.models.vision_transformer import VisionTransformer
 
 # %% ../nbs/94_convert.ipynb #e870c115
 def read_checkpoint(
@@ -142,7 +142,8 @@ def read_shapes(
     state = {k.removeprefix(prefix): v for k,v in group.items() if k.startswith(prefix)}
     one = lambda end: next((v.shape for k,v in state.items() if re.fullmatch(end, k)), None)
     for k in ('patch_embed.proj.weight', 'pos_embed'):
-        if k not in state: raise ValueError(f'there is no {prefix + k!r}{nearest_key(prefix + k, group)}')
+        if k not in state:
+            raise ValueError(f'there is no {prefix + k!r}{nearest_key(prefix + k, group)}' + ('; where positions are rotary or relative, say with arch= what it is' if k == 'pos_embed' else ''))
     d,c,*patch = state['patch_embed.proj.weight'].shape
     n,count = state['pos_embed'].shape[1],Counter(k.split('.')[1] for k in state if k.startswith('blocks.'))
     square = lambda n: math.isqrt(max(n, 0))**2 == n
@@ -359,7 +360,8 @@ def convert_checkpoint(
     group = ckpt
     for k in path: group = group[k]
     group = {k: v for k,v in group.items() if isinstance(v, torch.Tensor)}
-    args = {**(facts.get('model_args') or read_shapes(group, prefix)), **(model_args or {})}
+    shown = not arch or isinstance(empty_model(resolve_arch(arch)[0], {}), VisionTransformer)   # of other classes the shapes say too little
+    args = {**(facts.get('model_args') or (read_shapes(group, prefix) if shown else {})), **(model_args or {})}
     arch = arch or facts.get('arch') or guess_arch(group[f'{prefix}pos_embed'].shape[-1], args['patch_size'][0], ckpt.get('args') or ())
     stats,assumed = assume_stats(stats or facts.get('stats'), args.get('in_chans', 3))
     model = empty_vit(arch, args)

@@ -5,6 +5,7 @@ from timm.models import save_for_hf
 from families import FAMILIES, REFUSED, loaders, tiny, try_family
 from gmml_nb.all import GMMLEncoder, features, finetune_learner
 from gmml_nb.baselines import MAE, mae_learner, simmim_learner
+from gmml_nb.convert import convert_checkpoint
 from gmml_nb.finetune import depth_groups, levels
 from gmml_nb.visualise import attention_weights
 from gmml_nb.vit import PLAIN, resample_tables
@@ -124,3 +125,13 @@ def test_methods_say_before_training_that_they_cannot_follow(dls):
         simmim_learner(dls[0], arch, patch_size=8, model_args=tiny(arch), blocks=(1, 2))
     with pytest.raises(ValueError, match='has no positions'): simmim_learner(dls[0], 'vit_tiny_patch16_224', patch_size=8, model_args=dict(tiny('vit'), pos_embed='none'), blocks=(1, 2))
     assert MAE(encoder('eva_giant_patch14_224'), decoder_depth=1)
+
+@pytest.mark.parametrize('arch', CLASSES)
+def test_somebodys_checkpoint_with_the_name_of_its_architecture(arch, tmp_path):
+    vit = timm.create_model(arch, num_classes=0, img_size=32, patch_size=8, **tiny(arch)).eval()
+    torch.save(dict(model={f'backbone.{k}': v for k,v in vit.state_dict().items()}), tmp_path/'theirs.pth')
+    convert_checkpoint(tmp_path/'theirs.pth', tmp_path/'m', arch, model_args=dict(tiny(arch), img_size=32, patch_size=8))
+    alone,x = timm.create_model(f'local-dir:{tmp_path}/m', pretrained=True).eval(),torch.randn(1, 3, 32, 32)
+    with torch.no_grad(): assert torch.equal(alone.forward_features(x), vit.forward_features(x))
+    if arch == CLASSES[0]:
+        with pytest.raises(ValueError, match='say with arch= what it is'): convert_checkpoint(tmp_path/'theirs.pth', tmp_path/'n')
