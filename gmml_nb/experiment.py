@@ -17,7 +17,9 @@ __all__ = ['METHOD_NAMES', 'LEARNERS', 'FIXED', 'FINETUNING', 'FIRST', 'MEANT', 
 # %% ../nbs/68_experiment.ipynb #58f09e32
 import hashlib, io, json, platform, shutil, subprocess, time
 from contextlib import contextmanager, redirect_stdout
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 import fastai, gmml_nb, numpy as np, pandas as pd, timm, torch
 from filelock import SoftFileLease
@@ -30,11 +32,11 @@ from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from .core import known, number, pick_device
 from .datasets import DATASETS, Labelled, class_order, get_dataset
 from .sources import as_labelled
-from .data import ImageLoaders, _finetune_splits, finetune_dls, pretrain_dls
+from .data import ImageLoaders, _finetune_splits, _keep_labels, _take, finetune_dls, pretrain_dls
 from .recipe import Recipe, get_recipe
 from .training import SkipValidation, all_processes, step_images
 from .baselines import METHODS
-from .identity import sha256
+from .identity import images_hash, sha256
 from .pretrain import gmml_learner, stats_for
 from .vit import model_place, resolve_arch
 from .finetune import FINETUNE_RECIPES, FinetuneRecipe, finetune_learner, finetune_recipe
@@ -297,12 +299,64 @@ def quiet():
     "Without the lines that loaders and learners print"
     with redirect_stdout(io.StringIO()): yield
 
-# %% ../nbs/68_experiment.ipynb #0a0a5aac
+# %% ../nbs/68_experiment.ipynb #d0e7700a
 @patch(as_prop=True)
 def finetune_seed(self:Experiment) -> int:
     "Of the labelled images, the head, the order and the augmentation"
     return self.seed if self.draw is None else 1000*self.seed + self.draw
 
+# %% ../nbs/68_experiment.ipynb #d0e77002
+_decoded = {}   # the last files that were decoded, by all that they depend on
+
+def decoded(
+    key:str, # What they depend on
+    make,    # Function without arguments
+) -> ImageLoaders:
+    "What `make` returns, from memory if the last call had the same key"
+    if key not in _decoded:
+        _decoded.clear()
+        _decoded[key] = make()
+    return _decoded[key]
+
+# %% ../nbs/68_experiment.ipynb #d0e77004
+def subset_of(
+    dls:ImageLoaders, # Of labelled files
+    idxs,             # Of the training images
+    seed:int,         # Of their order and augmentation
+) -> ImageLoaders:
+    "The same with some of the training images"
+    ds = copy(dls.train.dataset)
+    ds.all,ds.labels,ds.seed = _take(ds.all, idxs),ds.labels[idxs],seed
+    if ds.kept is not None: ds.kept = _take(ds.kept, idxs)
+    return ImageLoaders(dls.train.new(ds, seed=seed), *dls.loaders[1:], device=dls.device)
+
+# %% ../nbs/68_experiment.ipynb #d0e77003
+@patch
+def labelled(self:Experiment,
+    ds,      # `Labelled`
+    chosen,  # Indices into its training images, from `source`
+    stats,   # Mean and standard deviation of each channel
+    kw:dict, # More arguments of `finetune_dls`
+) -> ImageLoaders:
+    """Labelled images of this draw, held-out and test images
+
+    ds: `Labelled`
+    chosen: Indices into its training images, from `source`
+    stats: Mean and standard deviation of each channel
+    kw (dict): More arguments of `finetune_dls`
+    """
+    train,valid,*_ = _finetune_splits(ds, chosen, self.spare, None, self.seed)   # the same for every draw
+    few = Labelled(ds.items, ds.labels, ds.vocab, dict(ds.splits, train=train, valid=valid), ds.name)
+    make = partial(finetune_dls, few, bs=self.finetune_bs, recipe=self.augment, stats=stats, valid_pct=self.spare, **kw)
+    if not isinstance(ds.items, list): return make(labels=self.labels, seed=self.finetune_seed)
+    own,crop = self.labels if self.draw is None else None,self.recipes[1].crop_pct if isinstance(self.augment, str) else None
+    key = _hash([images_hash(few), train.tolist(), np.asarray(valid).tolist(), own, crop, self.seed, self.finetune_bs, self.augment, self.spare, str(kw)])
+    dls = decoded(key, lambda: make(labels=own, seed=self.seed).adopt(crop_pct=crop)).adopt(stats)   # the crop that the learner wants
+    if self.draw is None: return dls
+    place = {o: k for k,o in enumerate(train)}
+    return subset_of(dls, [place[o] for o in _keep_labels(train, self.labels, ds.labels, self.finetune_seed)], self.finetune_seed)
+
+# %% ../nbs/68_experiment.ipynb #0a0a5aac
 @patch
 def loaders(self:Experiment,
     root=None, # Folder of the data; None: where fastai keeps data
@@ -313,14 +367,12 @@ def loaders(self:Experiment,
     Returns (tuple): for pretraining; for fine-tuning, `.valid` being what accuracy is measured on
     """
     kw = dict(size=self.size, in_chans=self.in_chans, device=pick_device())
-    ds,chosen = self.source(self.data, root)
     with quiet():
+        ds,chosen = self.source(self.data, root)
         pre = pretrain_dls(ds, bs=self.bs, idxs=chosen, valid_pct=self.valid_pct, seed=self.seed, **kw)
         stats,c = pre.stats,len(pre.stats[0])
         if self.method == 'timm' or self.method == 'continued' and self.recipes[0].stats == 'weights': stats = stats_for(own_stats(self.arch), c) or stats
-        train,valid,*_ = _finetune_splits(ds, chosen, self.spare, None, self.seed)   # the same for every draw
-        few = Labelled(ds.items, ds.labels, ds.vocab, dict(ds.splits, train=train, valid=valid), ds.name)
-        fine = finetune_dls(few, bs=self.finetune_bs, recipe=self.augment, labels=self.labels, stats=stats, valid_pct=self.spare, seed=self.finetune_seed, **kw)
+        fine = self.labelled(ds, chosen, stats, kw)
         if self.pretrain_on not in (None, self.data):
             other,chosen = self.source(self.pretrain_on, root)
             pre = pretrain_dls(other, bs=self.bs, idxs=chosen, valid_pct=self.valid_pct, seed=self.seed, **kw)
