@@ -363,7 +363,7 @@ def convert_checkpoint(
     shown = not arch or isinstance(empty_model(resolve_arch(arch)[0], {}), VisionTransformer)   # of other classes the shapes say too little
     args = {**(facts.get('model_args') or (read_shapes(group, prefix) if shown else {})), **(model_args or {})}
     arch = arch or facts.get('arch') or guess_arch(group[f'{prefix}pos_embed'].shape[-1], args['patch_size'][0], ckpt.get('args') or ())
-    stats,assumed = assume_stats(stats or facts.get('stats'), args.get('in_chans', 3))
+    stats,assumed = assume_stats(stats or facts.get('mean_std'), args.get('in_chans', 3))
     model = empty_vit(arch, args)
     own = model.state_dict()
     rows = list_entries(ckpt, chosen, found, own, drop)

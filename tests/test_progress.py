@@ -29,7 +29,7 @@ def same(a, b): return all(torch.equal(p, q) for p,q in zip(a.model.state_dict()
 
 def from_the_box(lr):
     "Goes on with the encoder of the package, on squares of three photographs"
-    return gmml_learner(pretrain_dls(example_images(96), size=32, bs=18, valid_pct=.25, device='cpu'), example_encoder(), pretrained=True, lr=lr, drop_path=0., crop=(.5, 1.))
+    return gmml_learner(pretrain_dls(example_images(96), size=32, bs=18, valid_pct=.25, device='cpu'), example_encoder(), 'paper', lr=lr, drop_path=0., crop=(.5, 1.))
 
 def test_a_spoilt_run_is_warned_and_exports_its_start(tmp_path, capsys):
     "At 100 times the rate, without labels: said within two measurements"
