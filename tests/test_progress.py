@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.export import run_rows
+from gmml_nb.recipe import RECIPES
 from gmml_nb.pretrain import gmml_learner
 from gmml_nb.progress import TrackFeatures, history
 from gmml_nb.training import all_processes
@@ -41,7 +42,7 @@ def test_a_spoilt_run_is_warned_and_exports_its_start(tmp_path, capsys):
     a,b = (load_file(o/'model.safetensors') for o in (example_encoder(), out))
     assert all(torch.equal(b[k], v) for k,v in a.items()), 'the start, to the last bit'
     facts = json.loads((out/'config.json').read_text())['gmml']
-    assert facts['results']['rank'] == h['rank'][0] and 'pretraining: epoch 0, the best by copies' in dict(run_rows('pretraining', facts, {}))
+    assert facts['results']['rank'] == h['rank'][0] and 'pretraining: epoch 0, the best by copies' in dict(run_rows('pretraining', facts, RECIPES))
 
 def test_a_mild_run_is_not(capsys):
     learn = train(from_the_box(5e-4), TrackFeatures(), n=2)
