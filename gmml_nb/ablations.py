@@ -73,12 +73,10 @@ def _labels(b, root=None):
             for m in ('gmml', 'random') for f in (.01, .05, .2, 1) if round(n*f) >= c]
 
 def _going_on(b, root=None):
-    own = dict(scale=dict(encoder_scale=1.), third=dict(encoder_scale=.3), thirtieth=dict(encoder_scale=.03), flat=dict(layer_decay=1.),
-               data=dict(stats='data'), norms=dict(tuned='norms'), last_four=dict(tuned=4))
-    names = dict(scale="the decoder's rate", third='a third of it', thirtieth='a thirtieth', flat='the same rate in all blocks',
-                 data="the data's statistics", norms='norms alone', last_four='the last four blocks')
-    return [*[dict(setting=METHOD_NAMES[m], method=m) for m in ('random', 'timm', 'gmml')], dict(setting='continue', method='continued'),
-            *[dict(setting=names[k], method='continued', **v) for k,v in own.items()]]
+    changes = {'continue': {}, "the decoder's rate": dict(encoder_scale=1.), 'a third of it': dict(encoder_scale=.3), 'a thirtieth': dict(encoder_scale=.03),
+               'the same rate in all blocks': dict(layer_decay=1.)}
+    return [*[dict(setting=METHOD_NAMES[m], method=m) for m in ('random', 'timm', 'gmml')],
+            *[dict(setting=k, method='continued', **v) for k,v in changes.items()]]
 
 def _few(b, root=None):
     c = b.counts(root)[1]

@@ -32,4 +32,4 @@ from .export import export_onnx, export_program, push_to_hub, write_card
 from .convert import convert_checkpoint
 from .benchmark import benchmark, plot_growth
 from .cli import gmml_bench, gmml_finetune, gmml_pretrain, gmml_sweep
-from .demo import gmml_demo
+from .demo import gmml_demo, gmml_worth

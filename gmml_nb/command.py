@@ -259,6 +259,7 @@ OPTIONS = dict(data=dict(
 OPTIONS['model'] = dict(
     encoder=('encoder', 'Folder that gmml_pretrain wrote, local-dir:FOLDER, hf-hub:USER/NAME, or a timm name; '
                         'left out: random weights'),
+    start=('encoder', 'Weights that one could start from: a folder, hf-hub:USER/NAME, a timm name, or gmml-cifar10; left out: none'),
     arch=('word', 'timm name of a vision transformer'),
     patch_size=('side', "Pixels of a patch, or height,width; left out: the architecture's"),
     embed_dim=('count', "Width of the transformer; left out: the architecture's"),
@@ -277,6 +278,7 @@ OPTIONS['recipe'] = dict(
     augment=('augment', "Of the labelled images: 'deit', 'deit-rand', 'light', 'crop' or 'none'"),
     freeze=('integer', 'Blocks that do not train, counted from the image; -1: the whole encoder'),
     layer_decay=('number', 'Factor of the learning rate from one block to the one below'),
+    finetune_recipe=('finetune_recipe', "'few', 'deit', or 'auto': by the labels of a class"),
     finetune_change=('fields', 'Fields of the fine-tuning recipe to change: "mixup=0 cutmix=0"'),
     finetune_epochs=('count', 'Passes over the labelled images'),
     finetune_bs=('count', 'Images of a fine-tuning step'),
@@ -287,7 +289,7 @@ OPTIONS['run'] = dict(
     sweep=('sweep', 'methods, timm, corruption, amount, fusion, length, groups, loss, labels, few, kept, finetuning, '
                     'settings, augmentation, choices, equal_seconds'),
     base=('word', 'What every run has in common: digits, fashion_mnist, flowers, pets, cub, aircraft, cars...'),
-    starts=('starts', 'What to compare: random, random_long, autoencoder, simmim, mae, gmml'),
+    starts=('starts', 'What to compare: random, random_long, autoencoder, simmim, mae, gmml, timm (the weights as they are), continued'),
     parts=('parts', 'corruption, step, memory, input, start, set, processes: one of them, or several with commas; '
                     'left out: all'),
     seed=('integer', 'Of the split, the weights, the crops and what else is random'),

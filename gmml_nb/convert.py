@@ -275,11 +275,11 @@ def open_source(
     whole = [o for o in ([ck.finished, *ck.found] if ck.folder == folder else [folder]) if o.is_dir() and not damage(o)]
     if not whole: raise ValueError(f'{folder} has no config.json and no whole checkpoint: give a file, an exported folder, or the folder of checkpoint=')
     cfg,n = json.loads((whole[0]/'config.json').read_text()),whole[0].name.split('_')
-    facts = {k: cfg[k] for k in ('arch', 'model_args', 'stats', 'depth', 'resize') if cfg.get(k)}
+    facts = {k: cfg[k] for k in ('arch', 'model_args', 'depth', 'resize') if cfg.get(k)}
+    if cfg.get('mean_std'): facts['stats'] = cfg['mean_std']
     if 'method' in cfg: facts['gmml'] = dict(method=cfg['method'], recipe={k: cfg[k] for k in asdict(Recipe()) if k in cfg},
                                              epochs=int(n[1]) if len(n) > 1 else cfg['n_epoch'], images=cfg.get('images'))
     return ck.weights(whole[0]), facts
-
 
 # %% ../nbs/94_convert.ipynb #baabd2e7
 def empty_vit(

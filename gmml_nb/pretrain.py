@@ -662,7 +662,7 @@ def run_facts(
     """
     enc,cb = get_model(learn.model).encoder,learn.gmml
     return dict(asdict(cb.recipe), method=cb.method, **cb.facts, n_epoch=int(n_epoch), arch=enc.arch, model_args=enc.model_args, seed=cb.seed,
-                images=len(learn.dls.train.dataset), bs=learn.dls.bs, accumulate=learn.global_mean.accumulate, stats=[o.tolist() for o in cb.stats])
+                images=len(learn.dls.train.dataset), bs=learn.dls.bs, accumulate=learn.global_mean.accumulate, mean_std=[o.tolist() for o in cb.stats])
 
 # %% ../nbs/50_pretrain.ipynb #ffc0d0a1
 @patch

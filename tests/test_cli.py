@@ -22,7 +22,7 @@ def typed(tmp_path, monkeypatch, capsys):
     ctrl_c = signal.getsignal(signal.SIGINT)
     def f(name, *args):
         script = tmp_path/f'{name}_script.py'
-        script.write_text(f'import sys\nfrom gmml_nb.{"demo" if name == "gmml_demo" else "cli"} import {name}\nif __name__ == "__main__": sys.exit({name}())\n')
+        script.write_text(f'import sys\nfrom gmml_nb.{"demo" if name in ("gmml_demo", "gmml_worth") else "cli"} import {name}\nif __name__ == "__main__": sys.exit({name}())\n')
         monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
         try: runpy.run_path(str(script), run_name='__main__')
         except SystemExit as e: code = e.code or 0
@@ -93,7 +93,7 @@ def test_one_table():
         assert set(c.options) <= set(table) and all(f'\n{k} (' in c.__doc__ for k in c.options) and '\nReturns' in c.__doc__
 
 
-@pytest.mark.parametrize('name', ['gmml_pretrain', 'gmml_finetune', 'gmml_demo', 'gmml_sweep', 'gmml_bench'])
+@pytest.mark.parametrize('name', ['gmml_pretrain', 'gmml_finetune', 'gmml_demo', 'gmml_worth', 'gmml_sweep', 'gmml_bench'])
 def test_help(typed, name):
     code, out, err = typed(name, '--help')
     assert code == 0 and not err and f'usage: {name}' in out

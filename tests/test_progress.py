@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 from gmml_nb.checkpoint import Checkpoint
 from gmml_nb.data import finetune_dls, pretrain_dls
 from gmml_nb.export import run_rows
+from gmml_nb.recipe import RECIPES
 from gmml_nb.pretrain import gmml_learner
 from gmml_nb.progress import TrackFeatures, history
 from gmml_nb.training import all_processes
@@ -29,7 +30,7 @@ def same(a, b): return all(torch.equal(p, q) for p,q in zip(a.model.state_dict()
 
 def from_the_box(lr):
     "Goes on with the encoder of the package, on squares of three photographs"
-    return gmml_learner(pretrain_dls(example_images(96), size=32, bs=18, valid_pct=.25, device='cpu'), example_encoder(), pretrained=True, lr=lr, drop_path=0., crop=(.5, 1.))
+    return gmml_learner(pretrain_dls(example_images(96), size=32, bs=18, valid_pct=.25, device='cpu'), example_encoder(), 'paper', lr=lr, drop_path=0., crop=(.5, 1.))
 
 def test_a_spoilt_run_is_warned_and_exports_its_start(tmp_path, capsys):
     "At 100 times the rate, without labels: said within two measurements"
@@ -41,7 +42,7 @@ def test_a_spoilt_run_is_warned_and_exports_its_start(tmp_path, capsys):
     a,b = (load_file(o/'model.safetensors') for o in (example_encoder(), out))
     assert all(torch.equal(b[k], v) for k,v in a.items()), 'the start, to the last bit'
     facts = json.loads((out/'config.json').read_text())['gmml']
-    assert facts['results']['rank'] == h['rank'][0] and 'pretraining: epoch 0, the best by copies' in dict(run_rows('pretraining', facts, {}))
+    assert facts['results']['rank'] == h['rank'][0] and 'pretraining: epoch 0, the best by copies' in dict(run_rows('pretraining', facts, RECIPES))
 
 def test_a_mild_run_is_not(capsys):
     learn = train(from_the_box(5e-4), TrackFeatures(), n=2)
