@@ -288,7 +288,7 @@ def source(self:Experiment,
     root (default None): Folder of the dataset, or the one that a folder's name begins in; None: where fastai keeps data, or here
     Returns (tuple): `Labelled`, indices into its training images
     """
-    ds = with_test(get_dataset(data, root) if data in DATASETS else as_labelled(Path(root or '.')/data))
+    with quiet(): ds = with_test(get_dataset(data, root) if data in DATASETS else as_labelled(Path(root or '.')/data))
     n = len(ds.splits['train'])
     if self.images and self.images > n: raise ValueError(f'images={self.images}: {data} has {n} for training')
     return ds, class_order(ds.labels[ds.splits['train']], self.seed)[:self.images or n]

@@ -11,32 +11,28 @@ __all__ = ['WORTH', 'ROWS', 'MEASURES', 'STEPS', 'PAGE_STYLE', 'start_fields', '
 
 # %% ../nbs/77_worth.ipynb #a7700002
 import base64, html, io, json
-from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
-import numpy as np, pandas as pd, timm, torch
+import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from scipy import stats
 from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib
 from fastprogress.fastprogress import format_time
-from .core import known, number, pick_device, write_text
+from .core import number, pick_device, write_text
 from .sources import as_source, as_unlabelled, read_source
 from .datasets import DATASETS
 from .data import pretrain_dls
-from .vit import GMMLEncoder, model_place, resolve_arch, upper_blocks
+from .vit import GMMLEncoder, model_place, read_config, upper_blocks
 from .identity import images_hash
-from .recipe import get_recipe
 from .checkpoint import Checkpoint
 from .pretrain import gmml_learner
 from .finetune import FEW_LABELS
 from .evaluate import features, interval, knn_accuracy, linear_probe
 from .progress import TrackFeatures, history, long_enough
-from .experiment import LEARNERS, METHOD_NAMES, Experiment, change, difference, quiet, summary, units
+from .experiment import LEARNERS, METHOD_NAMES, Experiment, change, difference, quiet, units
 from .ablations import Sweep, plot_sweep
 
 # %% ../nbs/77_worth.ipynb #a7700011
@@ -54,29 +50,29 @@ WORTH = dict(   # fields of `Experiment`, by the kind of the images
 def start_fields(
     start, # Folder of an encoder, or a timm name
 ) -> dict: # Fields of `Experiment`
-    """Architecture, size and channels that all rows have in common
+    """Architecture, size, channels and rate that all rows have in common
 
     start: Folder of an encoder, or a timm name
     Returns (dict): Fields of `Experiment`
     """
     kind,where = model_place(start)
-    name,args = resolve_arch(start)
-    size = args.get('img_size') or timm.get_pretrained_cfg(name).input_size[1:]
-    size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    if size[0] != size[1]: raise ValueError(f'start={str(start)!r} is for images of {size[0]} x {size[1]} pixels: give the side of a square, size={size[0]}')
-    return dict(arch=str(start), size=int(size[0]), in_chans=args.get('in_chans', 3), patch_size=None, model_args=None)
+    with torch.device('meta'): enc = GMMLEncoder(start, 1, False)
+    (h,w),had = enc.img_size,read_config(where).get('gmml', {}).get('recipe', {}) if kind == 'folder' else {}
+    if h != w: raise ValueError(f'start={str(start)!r} is for images of {h} x {w} pixels: give the side of a square, size={h}')
+    return dict(arch=str(start), size=h, in_chans=enc.in_chans, patch_size=None, model_args=None, change={k: had[k] for k in ('lr',) if k in had})
 
 # %% ../nbs/77_worth.ipynb #a7700016
-WIDE = 192   # numbers of a token from which a network has the recipe's own rate
-
-def sketch(d):
-    "The transformer of these fields, without memory for its weights: what does not fit shows before an image is read"
-    with torch.device('meta'): return GMMLEncoder(d.get('arch', Experiment.arch), 1, False, d.get('in_chans') or 3, d['size'], d['patch_size'], **(d['model_args'] or {})).vit
-
-def finetune_fields(few, small):
-    "The recipe for so many labels, and its fields to change"
-    mild = {} if few else dict(mixup=0., cutmix=0., **(dict(lr=.016) if small else {}))
-    return dict(finetune_recipe='few' if few else 'deit', finetune=dict(crop_pct=1., **mild))
+def with_start(d, start, fields):
+    "Defaults, over them what a start decides, over that what was given; blocks that the transformer has"
+    new = d.pop('change')
+    if start:
+        d |= start_fields(start)
+        new = {**{k: v for k,v in new.items() if k in ('flip', 'jitter_p')}, **d.pop('change')}   # a mirrored digit stays another sign
+    given = {k: v for k,v in fields.items() if v is not None}
+    shape = {**(d['model_args'] or {}), **given.pop('model_args', {})} or None
+    d |= dict(given, model_args=shape)
+    with torch.device('meta'): vit = GMMLEncoder(d.get('arch', Experiment.arch), 1, False, d.get('in_chans') or 3, d['size'], d['patch_size'], **(shape or {})).vit   # what does not fit shows here
+    return {**d, 'change': dict(new, pos_init='sincos', **({} if len(vit.blocks) == 12 else dict(blocks=upper_blocks(len(vit.blocks)))))}
 
 # %% ../nbs/77_worth.ipynb #a7700017
 def worth_base(
@@ -95,18 +91,14 @@ def worth_base(
     ds,_ = Experiment(data=str(source)).source(str(source), root)
     n,c = len(ds.splits['train']),len(ds.vocab)
     kind = dict(digits='digits', mnist='small', fashion_mnist='small').get(str(source), 'photos')
-    d = {**WORTH[kind], **(start_fields(start) if start else {})}
+    d = {'labels': max(c, min(10*c, n//2)), **WORTH[kind], 'bs': min(32, max(1, n//4))}   # a few dozen images make more than one step, too
     if d.get('images', n) >= n: d.pop('images', None)
-    new,given = d.pop('change'),{k: v for k,v in fields.items() if v is not None}
-    own = {**dict(labels=max(c, min(10*c, n//2))), **d, **given, 'bs': given.get('bs') or min(d['bs'], max(1, n//4))}   # a few dozen images make more than one step, too
-    own['model_args'] = {**(d['model_args'] or {}), **given.get('model_args', {})} or None
-    number('labels', own['labels'], c, n, whole=True)
-    vit = sketch(own)
-    if len(vit.blocks) != 12: new = dict(new, blocks=upper_blocks(len(vit.blocks)))
-    if vit.num_features >= WIDE: new = {k: v for k,v in new.items() if k != 'lr'}
-    fine = finetune_fields(own['labels'] <= FEW_LABELS*c, vit.num_features < WIDE)
-    own['finetune'] = {**fine['finetune'], **given.get('finetune', {})}
-    return change(Experiment(valid_pct=.1, change=dict(new, pos_init='sincos')), **{**fine, **own, 'data': str(source)})
+    d = with_start(d, start, fields)
+    number('labels', d['labels'], c, n, whole=True)
+    few = d['labels'] <= FEW_LABELS*c
+    fine = dict(crop_pct=1., **({} if few else dict(mixup=0., cutmix=0., **({} if start else dict(lr=.016)))), **(d.pop('finetune', None) or {}))
+    own = {'finetune_recipe': 'few' if few else 'deit', **d, 'finetune': fine, 'data': str(source)}
+    return change(Experiment(valid_pct=.1, change=own.pop('change')), **own)
 
 # %% ../nbs/77_worth.ipynb #a7700020
 ROWS = 'random', 'timm', 'gmml', 'continued'   # as in `METHOD_NAMES`
@@ -448,7 +440,7 @@ def worth_page(
     """
     e,facts = sweep.base,{k: df.iloc[-1][k] for k in ('date', 'machine', 'versions', 'commit')}
     order = df.sort_values('method', key=lambda o: o.map(ROWS.index), kind='stable')
-    steps = [o for text,cmd in next_steps(df, e, start) for o in (para(text), *[typed(cmd)]*bool(cmd))]
+    steps = [o for text,cmd in next_steps(df, e, start) for o in (para(text), *([typed(cmd)] if cmd else []))]
     text = json.dumps(dict(experiment=asdict(e), recipe=asdict(e.recipes[0]), finetuning=asdict(e.recipes[1]), **facts), indent=1, default=str)
     losses = plot_losses(df)
     return html_page(worth_verdict(df), [
@@ -472,12 +464,9 @@ def alone(
     **fields,   # Of `Experiment` or of `Recipe`
 ) -> Experiment:
     "The settings for images without labels"
-    d = {**WORTH['photos'], **(start_fields(start) if start else {}), **{k: v for k,v in fields.items() if v is not None and k not in ('labels', 'finetune')}}
-    d['model_args'] = {**(WORTH['photos']['model_args'] if not start else {}), **(fields.get('model_args') or {})} or None
-    vit,new = sketch(d),dict(d.pop('change'), pos_init='sincos')
-    if len(vit.blocks) != 12: new['blocks'] = upper_blocks(len(vit.blocks))
-    if vit.num_features >= WIDE: del new['lr']
-    return change(Experiment(change=new), **{**d, 'images': None, 'data': str(source), 'method': 'continued' if start else 'gmml'})
+    own = {k: v for k,v in fields.items() if k not in ('labels', 'images', 'finetune')}
+    d = with_start(dict(WORTH['photos']), start, own)
+    return change(Experiment(change=d.pop('change')), **{**d, 'images': None, 'data': str(source), 'method': 'continued' if start else 'gmml'})
 
 # %% ../nbs/77_worth.ipynb #a7700054
 def pretrain_alone(e, out, root=None):
@@ -533,7 +522,7 @@ class Worth(NamedTuple):
 def check_images(e, out, root):
     "A `ValueError` where the folder of results is of other images"
     ds,_ = e.source(e.data, root)
-    now,file = images_hash(SimpleNamespace(items=ds.items, labels=ds.labels)),out/'images.json'
+    now,file = images_hash(ds),out/'images.json'
     old = json.loads(file.read_text()) if file.exists() else {}
     if old.get(e.data, now) != now: raise ValueError(f'{e.data} has other images than those that the results in {out} are of: choose another folder for them, or delete it')
     out.mkdir(parents=True, exist_ok=True)
