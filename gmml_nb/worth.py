@@ -7,9 +7,9 @@ Docs: https://gmml-nb.github.io/gmml_nb/worth.html.md"""
 # %% auto #0
 __all__ = ['WORTH', 'ROWS', 'MEASURES', 'STEPS', 'PAGE_STYLE', 'start_fields', 'worth_base', 'Onlook', 'worth_sweep', 'run_sweep',
            'long_time', 'worth_verdict', 'worth_table', 'worth_steps', 'next_steps', 'html_table', 'para', 'title',
-           'typed', 'html_image', 'html_page', 'worth_page', 'without_labels', 'Worth', 'worth_it']
+           'typed', 'html_image', 'html_page', 'worth_page', 'without_labels', 'Worth', 'worth_settings', 'worth_it']
 
-# %% ../nbs/77_worth.ipynb #a7700002
+# %% ../nbs/77_worth.ipynb #a7700004
 import base64, html, io, json
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,9 +21,10 @@ from scipy import stats
 from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib
 from fastprogress.fastprogress import format_time
-from .core import number, pick_device, write_text
+from .core import known, number, pick_device, write_text
 from .sources import as_source, as_unlabelled, read_source
 from .datasets import DATASETS
+from .augment import AUGMENTS
 from .data import pretrain_dls
 from .vit import GMMLEncoder, model_place, read_config, upper_blocks
 from .identity import images_hash
@@ -35,7 +36,7 @@ from .progress import TrackFeatures, history, long_enough
 from .experiment import LEARNERS, METHOD_NAMES, Experiment, change, difference, quiet, units
 from .ablations import Sweep, plot_sweep
 
-# %% ../nbs/77_worth.ipynb #a7700011
+# %% ../nbs/77_worth.ipynb #a7700013
 def _small(side, patch, width, depth, heads, **kw):
     return dict(size=side, patch_size=patch, model_args=dict(embed_dim=width, depth=depth, num_heads=heads, weight_init='jax'), bs=32, finetune_bs=10, **kw)
 
@@ -44,9 +45,9 @@ WORTH = dict(   # fields of `Experiment`, by the kind of the images
         change=dict(lr=.008, flip=0., jitter_p=0., crop=(.5, 1.), max_side=.5, drop_path=0., noise=(.3, .5), replace=.15)),
     small=_small(28, 4, 96, 6, 6, images=2000, labels=100, epochs=20, finetune_epochs=50, augment='crop',
         change=dict(lr=.016, flip=0., jitter_p=0., crop=(.5, 1.), drop_path=0.)),
-    photos=_small(64, 8, 96, 6, 6, images=2000, epochs=40, finetune_epochs=50, augment='light', change=dict(lr=.008, crop=(.3, 1.), drop_path=0.)))
+    photos=_small(64, 8, 96, 6, 6, images=2000, epochs=40, finetune_epochs=40, augment='light', change=dict(lr=.008, crop=(.3, 1.), drop_path=0.)))
 
-# %% ../nbs/77_worth.ipynb #a7700013
+# %% ../nbs/77_worth.ipynb #a7700015
 def start_fields(
     start, # Folder of an encoder, or a timm name
 ) -> dict: # Fields of `Experiment`
@@ -61,20 +62,20 @@ def start_fields(
     if h != w: raise ValueError(f'start={str(start)!r} is for images of {h} x {w} pixels: give the side of a square, size={h}')
     return dict(arch=str(start), size=h, in_chans=enc.in_chans, patch_size=None, model_args=None, change={k: had[k] for k in ('lr',) if k in had})
 
-# %% ../nbs/77_worth.ipynb #a7700016
+# %% ../nbs/77_worth.ipynb #a7700018
 def with_start(d, start, fields):
     "Defaults, over them what a start decides, over that what was given; blocks that the transformer has"
     new = d.pop('change')
     if start:
         d |= start_fields(start)
         new = {**{k: v for k,v in new.items() if k in ('flip', 'jitter_p')}, **d.pop('change')}   # a mirrored digit stays another sign
-    given = {k: v for k,v in fields.items() if v is not None}
+    given = {k: v for k,v in fields.items() if v is not None or k in ('augment', 'images')}   # where None says something
     shape = {**(d['model_args'] or {}), **given.pop('model_args', {})} or None
     d |= dict(given, model_args=shape)
     with torch.device('meta'): vit = GMMLEncoder(d.get('arch', Experiment.arch), 1, False, d.get('in_chans') or 3, d['size'], d['patch_size'], **(shape or {})).vit   # what does not fit shows here
     return {**d, 'change': dict(new, pos_init='sincos', **({} if len(vit.blocks) == 12 else dict(blocks=upper_blocks(len(vit.blocks)))))}
 
-# %% ../nbs/77_worth.ipynb #a7700017
+# %% ../nbs/77_worth.ipynb #a7700019
 def worth_base(
     source,      # Folder of class folders, or a dataset's name
     start=None,  # Folder of an encoder, or a timm name
@@ -95,12 +96,15 @@ def worth_base(
     if d.get('images', n) >= n: d.pop('images', None)
     d = with_start(d, start, fields)
     number('labels', d['labels'], c, n, whole=True)
+    known(d['augment'] or 'none', [*AUGMENTS, 'none'], 'augmentation')
     few = d['labels'] <= FEW_LABELS*c
     fine = dict(crop_pct=1., **({} if few else dict(mixup=0., cutmix=0., **({} if start else dict(lr=.016)))), **(d.pop('finetune', None) or {}))
     own = {'finetune_recipe': 'few' if few else 'deit', **d, 'finetune': fine, 'data': str(source)}
-    return change(Experiment(valid_pct=.1, change=own.pop('change')), **own)
+    e = change(Experiment(method='random', valid_pct=.1, change=own.pop('change')), **own)
+    e.sizes(root)   # more images than there are
+    return e
 
-# %% ../nbs/77_worth.ipynb #a7700020
+# %% ../nbs/77_worth.ipynb #a7700022
 ROWS = 'random', 'timm', 'gmml', 'continued'   # as in `METHOD_NAMES`
 
 class Onlook(Callback):
@@ -121,13 +125,13 @@ class Onlook(Callback):
     def state_dict(self): return dict(row=self.row)
     def load_state_dict(self, state): self.row,self.known = state['row'],'knn' in state['row']
 
-# %% ../nbs/77_worth.ipynb #a7700021
+# %% ../nbs/77_worth.ipynb #a7700023
 def worth_sweep(
     base:Experiment,  # From `worth_base`
     out,              # Folder for results, encoders and checkpoints
     start=None,       # Folder of an encoder, or a timm name
     seeds=5,          # Pretrainings of each kind: how many, or which seeds
-    draws:int=3,      # Draws of labelled images for each
+    draws:int=2,      # Draws of labelled images for each
     root=None,        # Folder of a dataset
 ) -> Sweep:
     """The runs: every start on the same draws
@@ -136,13 +140,13 @@ def worth_sweep(
     out: Folder for results, encoders and checkpoints
     start (default None): Folder of an encoder, or a timm name
     seeds (default 5): Pretrainings of each kind: how many, or which seeds
-    draws (int, default 3): Draws of labelled images for each
+    draws (int, default 2): Draws of labelled images for each
     root (default None): Folder of a dataset
     """
     methods = ROWS if start else [m for m in ROWS if m not in ('timm', 'continued')]
     return Sweep([dict(method=m) for m in methods], base, seeds, Path(out)/'results.jsonl', Path(out)/'runs', root, draws=draws)
 
-# %% ../nbs/77_worth.ipynb #a7700025
+# %% ../nbs/77_worth.ipynb #a7700027
 @contextmanager
 def threads(
     n:int, # Of torch, in this process
@@ -153,7 +157,7 @@ def threads(
     try: yield
     finally: torch.set_num_threads(old)
 
-# %% ../nbs/77_worth.ipynb #a7700026
+# %% ../nbs/77_worth.ipynb #a7700028
 def run_sweep(
     sweep:Sweep,   # From `worth_sweep`
     jobs:int=None, # Runs side by side; None: as many as there are cores, where there is more to do than a minute
@@ -174,7 +178,7 @@ def run_sweep(
     print(f'{pre} pretrainings and {len(todo)} fine-tunings on {sweep.base.labels} labelled images: about {format_time(secs/n)} in {n} process{"es"*(n > 1)}', flush=True)
     return sweep.run(n, False, [Onlook()])
 
-# %% ../nbs/77_worth.ipynb #a7700029
+# %% ../nbs/77_worth.ipynb #a7700031
 def compared(df, a, b):
     "Mean difference, its interval, of how many units; and -1, 0 or 1: behind, not clear, ahead. None: one run cannot tell"
     mean,half,n = difference(df, a, b)
@@ -198,7 +202,7 @@ def from_nothing(df):
     if sign == 0: return f'{reached}, not clearly different from no pretraining {unclear(mean, half)}'
     return f'{reached}, {by_points(mean, half)} {"ahead of" if sign > 0 else "behind"} no pretraining'
 
-# %% ../nbs/77_worth.ipynb #a7700030
+# %% ../nbs/77_worth.ipynb #a7700032
 def long_time(
     secs:float, # Seconds
 ) -> str:
@@ -223,7 +227,7 @@ def worth_verdict(
     if 'continued' in set(df.method): return f'{going_on(df)}; from random weights {from_nothing(df)}{took}'
     return f'{from_nothing(df)}{took}'
 
-# %% ../nbs/77_worth.ipynb #a7700033
+# %% ../nbs/77_worth.ipynb #a7700035
 MEASURES = dict(value='fine-tuned', probe='linear probe', knn='neighbours')
 
 def worth_table(
@@ -241,7 +245,7 @@ def worth_table(
     t = t.loc[[m for m in ROWS if m in t.index]].round(1)
     return t.rename(index=METHOD_NAMES).rename_axis('start')
 
-# %% ../nbs/77_worth.ipynb #a7700035
+# %% ../nbs/77_worth.ipynb #a7700037
 STEPS = (('timm', 'random'), ('gmml', 'random'), ('continued', 'timm'), ('continued', 'gmml'))
 
 def worth_steps(
@@ -260,7 +264,7 @@ def worth_steps(
         rows[f'{METHOD_NAMES[a]}, against {METHOD_NAMES[b]}'] = {'points': f'{mean:+.1f}' + f' ± {half:.1f}'*(n > 1), 'which is': word}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/77_worth.ipynb #a7700038
+# %% ../nbs/77_worth.ipynb #a7700040
 def words(*o): return ' '.join(f'"{w}"' if ' ' in w else w for w in map(str, o))
 def as_typed(v): return ','.join(map(str, v)) if isinstance(v, (tuple, list)) else str(v)
 
@@ -280,7 +284,7 @@ def runs_needed(mean, half, n, most=30):
     s = half*n**.5/stats.t.ppf(.975, n - 1)
     return next((k for k in range(n + 1, most + 1) if stats.t.ppf(.975, k - 1)*s/k**.5 < abs(mean)), None)
 
-# %% ../nbs/77_worth.ipynb #a7700040
+# %% ../nbs/77_worth.ipynb #a7700042
 def when_unclear(df, e, a, b, again):
     "What may make it clear: more runs, longer pretraining, more images"
     mean,half,n,sign = compared(df, a, b)
@@ -288,7 +292,8 @@ def when_unclear(df, e, a, b, again):
     k = max(5, have + 1) if sign is None else runs_needed(mean, half, n)
     name = dict(seeds='pretrainings of each kind', draws='draws of labels')[what]
     rows = [(f'More runs: {k} {name} in place of {have} would show a difference of this size, if it is there.', words(*again, f'--{what}', k)) if k else
-            (f'A difference as small as this would take more than 30 {name} to show: it hardly matters.', None)]
+            ('If there is a difference, it is smaller than two points: it hardly matters.', None) if abs(mean) + half < 2 else
+            ('More labels: they make the scatter smaller, which is large beside the difference.', words(*again, '--labels', 2*e.labels))]
     h = next((o for o in df[df.method == a].get('held_out_losses', []) if isinstance(o, (tuple, list)) and len(o) >= 10), None)
     if h and not long_enough(pd.DataFrame(dict(valid_loss=h))).enough:
         rows.append(('Longer pretraining: what GMML restores was still getting better when it ended.', words(*again, '--epochs', 2*e.epochs)))
@@ -297,7 +302,7 @@ def when_unclear(df, e, a, b, again):
                 ('More images: pretraining needs no labels, and gmml_pretrain takes any folder of them.', None))
     return rows
 
-# %% ../nbs/77_worth.ipynb #a7700041
+# %% ../nbs/77_worth.ipynb #a7700043
 def next_steps(
     df:pd.DataFrame, # From `Sweep.table`
     e:Experiment,    # From `worth_base`
@@ -323,7 +328,7 @@ def next_steps(
                             words(*again, '--start', 'vit_small_patch16_224')))
     return rows if sign else rows + when_unclear(df, e, *pair, again)
 
-# %% ../nbs/77_worth.ipynb #a7700044
+# %% ../nbs/77_worth.ipynb #a7700046
 PAGE_STYLE = """body{font:17px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#222}
 h1{font-size:1.6rem;line-height:1.25}h2{font-size:1.15rem;margin-top:2rem}.note{color:#555;font-size:.9em}
 img{max-width:100%;height:auto}
@@ -339,7 +344,7 @@ def para(text, kind='text'): return f'<p class="{kind}">{html.escape(text)}</p>'
 def title(text): return f'<h2>{html.escape(text)}</h2>'
 def typed(text): return f'<pre>{html.escape(text)}</pre>'
 
-# %% ../nbs/77_worth.ipynb #a7700045
+# %% ../nbs/77_worth.ipynb #a7700047
 def html_image(
     fig,     # matplotlib figure; it is closed
     alt:str, # In words
@@ -368,7 +373,7 @@ def html_page(
             f'<title>{html.escape(answer)}</title><style>{PAGE_STYLE}</style>')
     return '\n'.join([head, f'<h1>{html.escape(answer)}</h1>', *parts, '</html>\n'])
 
-# %% ../nbs/77_worth.ipynb #a7700047
+# %% ../nbs/77_worth.ipynb #a7700049
 def name_of(o): return Path(str(o)).name or str(o)
 
 def what_was_done(df, e, root=None):
@@ -388,7 +393,7 @@ PLUS_MINUS = ('+5 ± 2 points: the truth lies between 3 and 7 (in 95 of 100 such
 FROZEN = ('Fine-tuned is what counts: the whole network was trained on the labelled images. For the linear probe and the neighbours the network stayed as it was at the start, and a simple rule was fitted to what it makes of the '
           'labelled images; this shows what the start already knew.')
 
-# %% ../nbs/77_worth.ipynb #a7700048
+# %% ../nbs/77_worth.ipynb #a7700050
 def restored(e, work, root):
     "Pictures of what the first pretrainings restore"
     parts = []
@@ -410,7 +415,7 @@ def plot_losses(df):
     ax.legend(fontsize=6)
     return fig
 
-# %% ../nbs/77_worth.ipynb #a7700049
+# %% ../nbs/77_worth.ipynb #a7700051
 def worth_cost(df):
     "Runs, images that each has seen, seconds of each, by kind"
     rows = {}
@@ -425,7 +430,7 @@ def shown(t):
     text = {f'{k}, %': [f'{o:.1f}' for o in t[k]] for k in MEASURES.values()}
     return pd.DataFrame({**text, 'trainings': t.runs.astype(str).tolist(), 'pretraining took': [long_time(o) if o else 'none' for o in t['pretraining, s']]}, index=t.index)
 
-# %% ../nbs/77_worth.ipynb #a7700050
+# %% ../nbs/77_worth.ipynb #a7700052
 def worth_page(
     df:pd.DataFrame, # From `Sweep.table`
     sweep:Sweep,     # From `worth_sweep`
@@ -451,11 +456,12 @@ def worth_page(
         title('What it cost'), html_table(worth_cost(df)), para('Time of training alone, of one process.', 'note'),
         '<details><summary>Settings and losses</summary>', *([html_image(losses, 'Held-out losses')] if losses else []), typed(text), '</details>'])
 
-# %% ../nbs/77_worth.ipynb #a7700053
-def is_labelled(source):
+# %% ../nbs/77_worth.ipynb #a7700055
+def is_labelled(source, root=None):
     "Does the source have classes to tell apart?"
+    with quiet(): o = source if root and str(source) in DATASETS else as_source(Path(root)/source if root else source)   # which refuses a name that is both
     if str(source) in DATASETS: return True
-    with quiet(): s = read_source(as_source(source))
+    with quiet(): s = read_source(o)
     return s.names is not None and len(set(map(str, s.names))) > 1
 
 def alone(
@@ -468,7 +474,7 @@ def alone(
     d = with_start(dict(WORTH['photos']), start, own)
     return change(Experiment(change=d.pop('change')), **{**d, 'images': None, 'data': str(source), 'method': 'continued' if start else 'gmml'})
 
-# %% ../nbs/77_worth.ipynb #a7700054
+# %% ../nbs/77_worth.ipynb #a7700056
 def pretrain_alone(e, out, root=None):
     "Pretrain on images without labels, or go on; learner and history"
     items,folder = as_unlabelled(e.data)
@@ -480,15 +486,16 @@ def pretrain_alone(e, out, root=None):
     with learn.no_bar(), learn.no_logging(): learn.fit_gmml(e.epochs, cbs=TrackFeatures(), checkpoint=Path(out)/'checkpoint', estimate=False)
     return learn, history(learn)
 
+LABEL = 'To learn whether it was worth it takes labels, though not many: five to ten images of each class, in a folder for each, such as labelled/cat/1.jpg and labelled/dog/2.jpg.', 'gmml_worth labelled/'
 LABEL_FREE = dict(valid_loss='held-out loss (lower is better)', copies='copies of an image found among others (1: always)', rank='independent features')
 
 def label_free_verdict(h):
     "What can be said without labels"
-    a,b = h.valid_loss.iloc[0],h.valid_loss.iloc[-1]
-    long = f' Was it long enough? {long_enough(h).answer}.' if len(h.valid_loss.dropna()) >= 10 else ''
-    return (f'There are no labels, so accuracy cannot be measured. Without them: the loss on images it was not trained on went from {a:.3f} to {b:.3f}.{long}')
+    v = h.valid_loss.dropna()
+    long = '' if len(v) < 10 else ' It was long enough: its last part gained next to nothing.' if long_enough(h).enough else ' It was still getting better when it ended: longer is worth trying.'
+    return f'There are no labels, so accuracy cannot be measured. The loss on images that were held out went from {v.iloc[0]:.3f} after the first epoch to {v.iloc[-1]:.3f}.{long}'
 
-# %% ../nbs/77_worth.ipynb #a7700055
+# %% ../nbs/77_worth.ipynb #a7700057
 def without_labels(
     e:Experiment, # From `alone`
     out:Path,     # Folder
@@ -500,14 +507,12 @@ def without_labels(
     Returns (tuple): Sentence, table, page
     """
     learn,h = pretrain_alone(e, out)
-    t = h[[k for k in LABEL_FREE if k in h]].dropna().iloc[[0, -1]].rename(columns=LABEL_FREE).T.round(3).set_axis(['first measured', 'at the end'], axis=1)
+    t = h[[k for k in LABEL_FREE if k in h]].dropna().iloc[[0, -1]].rename(columns=LABEL_FREE).T.round(3).set_axis(['first epoch', 'last epoch'], axis=1)
     answer = label_free_verdict(h)
-    how = ('Five to ten labelled images of each class are enough to ask whether it was worth it: put them into a folder for each class, and all images into one folder beside, or ask with the labelled ones alone.')
-    return answer, t, html_page(answer, [html_table(t), para(how), typed('gmml_worth labelled/'),
-        para('The images may be sorted like this: labelled/cat/1.jpg, labelled/dog/2.jpg.', 'note'), title('What pretraining has learned to do'), html_image(learn.show_reconstructions(), 'Originals, corrupted, restored'),
+    return answer, t, html_page(answer, [html_table(t), *[para(LABEL[0]), typed(LABEL[1])], title('What pretraining has learned to do'), html_image(learn.show_reconstructions(), 'Originals, corrupted, restored'),
         title('What to try next'), para('Pretrain for longer on all images, and fine-tune when there are labels:'), typed(pretrain_words(e, e.arch if e.method == 'continued' else None))])
 
-# %% ../nbs/77_worth.ipynb #a7700057
+# %% ../nbs/77_worth.ipynb #a7700059
 class Worth(NamedTuple):
     "What `worth_it` found; it prints as its verdict"
     verdict: str         # A sentence
@@ -518,7 +523,7 @@ class Worth(NamedTuple):
     def __str__(self): return self.verdict
     __repr__ = __str__
 
-# %% ../nbs/77_worth.ipynb #a7700059
+# %% ../nbs/77_worth.ipynb #a7700061
 def check_images(e, out, root):
     "A `ValueError` where the folder of results is of other images"
     ds,_ = e.source(e.data, root)
@@ -528,40 +533,57 @@ def check_images(e, out, root):
     out.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps({**old, e.data: now}))
 
-# %% ../nbs/77_worth.ipynb #a7700060
+# %% ../nbs/77_worth.ipynb #a7700062
+def worth_settings(
+    source,     # As in `worth_it`
+    start=None, # As in `worth_it`
+    root=None,  # Folder of a dataset
+    seeds=1,    # How many, or which
+    **fields,   # Of `Experiment` or of `Recipe`
+) -> Experiment: # Its method is 'random' where there are labels
+    """What would be run, checked before anything is written
+
+    source: As in `worth_it`
+    start (default None): As in `worth_it`
+    root (default None): Folder of a dataset
+    seeds (default 1): How many, or which
+    **fields: Of `Experiment` or of `Recipe`
+    Returns (Experiment): Its method is 'random' where there are labels
+    """
+    if num_distrib() > 1: raise ValueError('worth_it runs in one process: start it without accelerate or torchrun')
+    seed = next(iter(range(seeds) if isinstance(seeds, int) else seeds))
+    return worth_base(source, start, root, seed=seed, **fields) if is_labelled(source, root) else alone(source, start, seed=seed, **fields)
+
+# %% ../nbs/77_worth.ipynb #a7700063
 def worth_it(
     source,         # Folder of class folders, a dataset's name, or a folder of images without labels
     start=None,     # Weights to start from: the folder of an encoder, or a timm name; None: random ones alone
     out='worth',    # Folder to write: the page, the results, encoders; the same call goes on there
     seeds=5,        # Pretrainings of each kind: how many, or which seeds
-    draws:int=3,    # Draws of labelled images for each pretraining
+    draws:int=2,    # Draws of labelled images for each pretraining
     jobs:int=None,  # Runs side by side; None: as many as there are cores, where there is more to do than a minute
     root=None,      # Folder of a dataset
     **fields,       # Of `Experiment` or of `Recipe`: labels, images, epochs, size, lr...
 ) -> Worth:         # `.verdict`, `.table`, `.page`, `.runs`, `.next`
-    """Is pretraining on these images worth it, and going on from these weights? The same fine-tuning on few labels from each start, in pairs
+    """Is pretraining on these images worth it, and going on from these weights? The same fine-tuning on few labels from each start
 
     source: Folder of class folders, a dataset's name, or a folder of images without labels
     start (default None): Weights to start from: the folder of an encoder, or a timm name; None: random ones alone
     out (default 'worth'): Folder to write: the page, the results, encoders; the same call goes on there
     seeds (default 5): Pretrainings of each kind: how many, or which seeds
-    draws (int, default 3): Draws of labelled images for each pretraining
+    draws (int, default 2): Draws of labelled images for each pretraining
     jobs (int, default None): Runs side by side; None: as many as there are cores, where there is more to do than a minute
     root (default None): Folder of a dataset
     **fields: Of `Experiment` or of `Recipe`: labels, images, epochs, size, lr...
     Returns (Worth): `.verdict`, `.table`, `.page`, `.runs`, `.next`
     """
-    if num_distrib() > 1: raise ValueError('worth_it runs in one process: start it without accelerate or torchrun')
-    out,file = Path(out),Path(out)/'report.html'
-    if not is_labelled(source):
-        e = alone(source, start, **fields)
+    e,out = worth_settings(source, start, root, seeds, **fields),Path(out)
+    if e.method != 'random':   # no labels
         answer,t,page = without_labels(e, out)
-        write_text(file, page)
-        return Worth(answer, t, file, None, ['gmml_worth labelled/'])
-    base = worth_base(source, start, root, **fields)
-    sweep = worth_sweep(base, out, start, seeds, draws, root)
-    check_images(base, out, root)
-    df = run_sweep(sweep, jobs)
-    if not len(df): raise ValueError('no run has finished: see above')
-    write_text(file, worth_page(df, sweep, start))
-    return Worth(worth_verdict(df), worth_table(df), file, df, next_steps(df, base, start))
+        write_text(out/'report.html', page)
+        return Worth(answer, t, out/'report.html', None, [LABEL])
+    check_images(e, out, root)
+    df = run_sweep(sweep := worth_sweep(e, out, start, seeds, draws, root), jobs)
+    if not len(df): raise ValueError('no run has finished')
+    write_text(out/'report.html', worth_page(df, sweep, start))
+    return Worth(worth_verdict(df), worth_table(df), out/'report.html', df, next_steps(df, e, start))

@@ -52,12 +52,14 @@ def test_directives_hide_what_they_say():
 
 
 def test_settings_without_a_gpu_are_those_of_the_demo():
-    from gmml_nb.demo import DEMO_DEFAULTS
-    text,d = (ROOT/'README.md').read_text().replace('\\\n', ' '),DEMO_DEFAULTS['photos']
+    from gmml_nb.command import parse_fields
+    from gmml_nb.worth import WORTH
+    text,d = (ROOT/'README.md').read_text().replace('\\\n', ' '),dict(WORTH['photos'])
     words = shlex.split(re.search(r'^gmml_pretrain FOLDER (.*)$', text, flags=re.M)[1])
-    said = {k[2:].replace('-', '_'): v for k,v in zip(words[::2], words[1::2])}
-    assert said.pop('change') == d['change'] + ' pos_init=sincos'
-    assert said.pop('lr').lstrip('0') == str(d['lr']).lstrip('0') and said == {k: str(d[k]) for k in said} and len(said) == 6
+    said,new = {k[2:].replace('-', '_'): v for k,v in zip(words[::2], words[1::2])},d.pop('change')
+    assert dict(parse_fields(said.pop('change')), lr=float(said.pop('lr'))) == dict(new, pos_init='sincos')
+    d |= d.pop('model_args')
+    assert said == {k: str(d[k]) for k in said} and len(said) == 6
 
 
 def test_rates_of_the_recipes_are_theirs():

@@ -280,14 +280,6 @@ def test_a_draw_is_of_labels_alone():
     assert len({str(sorted(v)) for (*_,d),v in labelled.items() if d is not None}) == 4 and all(len(v) == 20 for v in labelled.values())
     assert all(set(v) <= set(items(made[k][0].train)) for k,v in labelled.items())
 
-def test_a_draw_of_a_sweep_is_a_draw_of_the_demo():
-    "The same images and the same seed"
-    from gmml_nb.demo import decoded, drawn
-    e = change(SMALL, seed=1, draw=2)
-    ours,demos = e.loaders()[1],drawn(decoded(e)[1], 20, e.finetune_seed)
-    items = lambda dl: sorted(str(o.tolist()) for o in dl.dataset.items)
-    assert e.finetune_seed == 1002 and items(ours.train) == items(demos.train) and items(ours.valid) == items(demos.valid)
-
 def test_the_draw_is_no_part_of_older_names():
     e = SMALL
     assert e.draw is None and 'draw' not in e.unusual() and replace(e, draw=0).old_name() is None and e.finetune_seed == e.seed
