@@ -98,4 +98,4 @@ def test_metadata_is_that_of_settings(probe):
 
 def test_console_scripts(probe):
     assert probe['scripts'] == sorted(settings()['console_scripts'].split())
-    assert len(probe['scripts']) == 5 and not probe['dead']
+    assert len(probe['scripts']) == 6 and not probe['dead']
