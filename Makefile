@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 .PHONY: help install demo test docs readme
 
 help:
-	@echo "make demo    pretrain, fine-tune and compare on handwritten digits (ARGS='--data photos/ --seed 1' to change that)"
+	@echo "make demo    pretrain, fine-tune and compare on handwritten digits (ARGS='--seed 1' to change that)"
 	@echo "make test    run every notebook and every test"
 	@echo "make docs    build the docs site into _docs"
 	@echo "make readme  write README.md from nbs/index.ipynb"

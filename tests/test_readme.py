@@ -23,7 +23,7 @@ def test_a_changed_readme_is_noticed(tmp_path):
 
 def test_pip_first_clone_and_make_second():
     text = (ROOT/'README.md').read_text()
-    places = [text.index(o) for o in ('pip install gmml_nb', 'gmml_demo FOLDER', 'git clone', 'make demo', 'make test')]
+    places = [text.index(o) for o in ('pip install gmml_nb', 'gmml_worth FOLDER', 'git clone', 'make demo', 'make test')]
     assert places == sorted(places) and len(text.splitlines()) < 160
 
 
