@@ -7,8 +7,8 @@ notebook. So the project's jobs are commands:
 |---|---|
 | `gmml_pretrain DATA` | pretrain on images without labels, write an encoder that timm loads |
 | `gmml_finetune DATA ENCODER` | fine-tune on labelled images, measure, write a classifier that timm loads |
-| `gmml_worth DATA` | was it worth it? The same fine-tuning from GMML and from random weights, and from weights that exist and gone on with (`--start`); one report |
-| `gmml_demo` | the same on handwritten digits, several pretrainings |
+| [`gmml_worth DATA`](96_demo.ipynb) | is it worth it? The same fine-tuning from GMML and from random weights, with `--start` also from weights that exist and from these gone on with; one report |
+| `gmml_demo` | the same on handwritten digits |
 | `gmml_sweep SWEEP` | one of the paper's comparisons, at any scale |
 | `gmml_bench` | how fast is it on this machine, against the limit and the usual way? |
 
