@@ -49,7 +49,7 @@ from .data import ImageLoaders
 from .vit import model_place, resolve_arch
 from .weights import image_stats, image_way, load_encoder, prepared, pool_changes
 from .keep import KeepLoss, kept_recipe
-from .training import StopOnNonFinite, say_rates, warmup_cosine
+from .training import StopOnNonFinite, in_embedding, say_rates, warmup_cosine
 
 # %% ../nbs/60_finetune.ipynb #c8542a93
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def depth_groups(
     """
     heads = lambda ps: [dict(params=[p for p in ps if (p.ndim > 1) == m], weight_decay=wd*m, lr_scale=1.) for m in (False, True)]
     head = [p for m in listify(model.get_classifier()) for p in m.parameters()]
-    first = [p for n,p in model.named_parameters() if n == 'reg_token' or n.startswith(('rope.', 'shared_rel_pos.'))]   # timm's groups would have registers and shared positions train with the head
+    first = [p for n,p in model.named_parameters() if in_embedding(n)]
     frozen,ids = [p for p in model.parameters() if not p.requires_grad],{id(p) for p in [*head, *first]}
     for p in frozen: p.requires_grad_(True)   # timm passes over what does not train
     groups = param_groups_layer_decay(model, wd, model.no_weight_decay(), layer_decay=layer_decay)

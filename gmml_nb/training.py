@@ -51,6 +51,12 @@ def _warmup_cosine(pos, start, peak, end, warmup):
     return end + (peak-end)*(1 + math.cos(math.pi*(pos-warmup)/max(1-warmup, 1e-8)))/2
 
 # %% ../nbs/47_training.ipynb #c0de4731
+def in_embedding(
+    name:str, # Of a parameter of a timm model
+) -> bool:
+    "Does it train with the embedding, although timm counts it to the head: registers, learnt rotations, relative positions of all blocks?"
+    return name == 'reg_token' or name.startswith(('rope.', 'shared_rel_pos.'))
+
 def depth_of(
     vit:nn.Module, # timm model without a head
 ) -> dict:         # By `id`: 0 for the embedding, then the number of the block; the final norm is with the last
@@ -61,7 +67,7 @@ def depth_of(
     for p in frozen: p.requires_grad_(False)
     scales = sorted({g['lr_scale'] for g in groups})
     res = {id(p): scales.index(g['lr_scale']) for g in groups for p in g['params']}
-    return {**res, **{id(p): 0 for n,p in vit.named_parameters() if n == 'reg_token'}}   # which timm counts to the head
+    return {**res, **{id(p): 0 for n,p in vit.named_parameters() if in_embedding(n)}}
 
 # %% ../nbs/47_training.ipynb #80206da8
 def decay_groups(
