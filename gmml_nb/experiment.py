@@ -62,7 +62,7 @@ class Experiment:
     arch: str = 'vit_tiny_patch16_224' # timm name, or the folder of an encoder
     patch_size: int = None        # pixels of a patch; None: the architecture's
     model_args: dict = None       # more arguments of `timm.create_model`
-    recipe: str = 'paper'         # a name in `RECIPES`
+    recipe: str = 'auto'          # a name in `RECIPES`, or 'auto': 'continue' where it goes on from weights, 'paper' otherwise
     change: dict = None           # fields of the recipe to change; its `pos_init` holds for random weights too
     epochs: int = 300             # of pretraining
     bs: int = 64                  # images of a pretraining step, in each process
@@ -102,8 +102,7 @@ def recipes(self:Experiment) -> tuple: # `Recipe`, `FinetuneRecipe`
     Returns (tuple): `Recipe`, `FinetuneRecipe`
     """
     new = {**(self.change or {}), **FIXED.get(self.method, {})}
-    recipe = 'auto' if self.recipe == 'paper' else self.recipe   # 'continue', where it goes on
-    return get_recipe(recipe, self.method == 'continued', **new), finetune_recipe(known(self.finetune_recipe, FINETUNE_RECIPES, 'fine-tuning recipe'), pretrained=not self.method.startswith('random'), **(self.finetune or {}))
+    return get_recipe(self.recipe, self.method == 'continued', **new), finetune_recipe(known(self.finetune_recipe, FINETUNE_RECIPES, 'fine-tuning recipe'), pretrained=not self.method.startswith('random'), **(self.finetune or {}))
 
 # %% ../nbs/68_experiment.ipynb #bbe84431
 def change(
@@ -125,7 +124,7 @@ def change(
         arch (str, default 'vit_tiny_patch16_224'): timm name, or the folder of an encoder
         patch_size (int, default None): pixels of a patch; None: the architecture's
         model_args (dict, default None): more arguments of `timm.create_model`
-        recipe (str, default 'paper'): a name in `RECIPES`
+        recipe (str, default 'auto'): a name in `RECIPES`, or 'auto': 'continue' where it goes on from weights, 'paper' otherwise
         change (dict, default None): fields of the recipe to change; its `pos_init` holds for random weights too
         epochs (int, default 300): of pretraining
         bs (int, default 64): images of a pretraining step, in each process

@@ -306,7 +306,7 @@ def test_intervals_over_draws():
 
 
 NEW = 'digits_kept', 'cifar10_few', 'cifar10_few_tuning', 'going_on',   # of runs that were named by what is not at its default
-PUBLISHED = [f for f in sorted((ROOT/'results').glob('*.jsonl')) if not f.stem.endswith('speed') and f.stem not in ('benchmark', 'demo', 'foretold')]
+PUBLISHED = [f for f in sorted((ROOT/'results').glob('*.jsonl')) if not f.stem.endswith('speed') and f.stem not in ('benchmark', 'foretold')]
 LEFT = json.loads((ROOT/'tests/data/published_sweeps.json').read_text())   # {file: {sweep: runs without a line}}, when names were made of all fields
 
 @pytest.mark.parametrize('file', PUBLISHED, ids=lambda f: f.stem)
