@@ -6,8 +6,8 @@ Docs: https://gmml-nb.github.io/gmml_nb/worth.html.md"""
 
 # %% auto #0
 __all__ = ['WORTH', 'ROWS', 'MEASURES', 'STEPS', 'PAGE_STYLE', 'start_fields', 'worth_base', 'Onlook', 'worth_sweep', 'run_sweep',
-           'long_time', 'worth_verdict', 'worth_table', 'worth_steps', 'next_steps', 'html_table', 'para', 'title',
-           'typed', 'html_image', 'html_page', 'worth_page', 'without_labels', 'Worth', 'worth_settings', 'worth_it']
+           'long_time', 'worth_verdict', 'worth_table', 'worth_steps', 'next_steps', 'html_image', 'html_page',
+           'worth_page', 'without_labels', 'Worth', 'worth_settings', 'worth_it']
 
 # %% ../nbs/77_worth.ipynb #a7700004
 import base64, html, io, json
@@ -339,6 +339,7 @@ summary{cursor:pointer;color:#555}
 pre{background:#f5f5f5;padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px}
 @media(max-width:30rem){table{font-size:.8em}td,th{padding:.25rem .3rem}}"""
 
+# %% ../nbs/77_worth.ipynb #a7700070
 def html_table(df): return df.rename_axis('').reset_index().to_html(index=False, border=0, na_rep='')
 def para(text, kind='text'): return f'<p class="{kind}">{html.escape(text)}</p>'
 def title(text): return f'<h2>{html.escape(text)}</h2>'
