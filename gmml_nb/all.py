@@ -33,3 +33,4 @@ from .convert import convert_checkpoint
 from .benchmark import benchmark, plot_growth
 from .cli import gmml_bench, gmml_finetune, gmml_pretrain, gmml_sweep
 from .demo import gmml_demo, gmml_worth
+from .worth import worth_it
